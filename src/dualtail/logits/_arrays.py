@@ -1,0 +1,115 @@
+"""Arrays in, arrays out: one place that converts and validates what the public functions take.
+
+Every function accepts numpy arrays, tensors or nested lists, works on tensors and answers in the kind it was
+given: numpy if its first array was numpy, a tensor on the same device otherwise. float16 and bfloat16 are
+widened to float32; float32 and float64 keep their precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dualtail.errors import InputError
+
+ArrayLike = Any  # numpy array, torch tensor or nested list of numbers
+
+
+def as_tensor(value: ArrayLike, name: str) -> Tensor:
+    """Return ``value`` as a tensor that shares memory where it can, refusing anything but numbers."""
+    if isinstance(value, Tensor):
+        return value
+    try:
+        array = np.asarray(value)
+        if array.dtype == object:
+            raise TypeError
+        # A read-only array (a memory map, say) is only read here, so torch's warning would mislead.
+        return torch.from_numpy(array) if array.flags.writeable else torch.from_numpy(array.copy())
+    except (TypeError, ValueError):
+        raise InputError(f"{name} is not an array of numbers", fix="pass a tensor or a numpy array") from None
+
+
+def as_float(value: ArrayLike, name: str) -> Tensor:
+    """Return ``value`` as a float32 or float64 tensor (integers and half precision become float32)."""
+    tensor = as_tensor(value, name)
+    if tensor.is_complex():
+        raise InputError(f"{name} is complex")
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def check_finite(tensor: Tensor, name: str) -> Tensor:
+    """Refuse NaN and infinities, naming the first place; one pass without a temporary of the input's size."""
+    if tensor.numel() and not bool(torch.isfinite(tensor.sum())):
+        # The sum may overflow although every entry is finite: look again before refusing.
+        bad = torch.nonzero(~torch.isfinite(tensor))
+        if len(bad):
+            where = ", ".join(str(int(i)) for i in bad[0])
+            raise InputError(f"{name} holds {len(bad)} values that are not finite, the first at [{where}]")
+    return tensor
+
+
+def as_logits(value: ArrayLike, name: str = "logits", *, finite: bool = True) -> Tensor:
+    """Return logits ``(..., C)`` with C >= 2 as float32 or float64."""
+    tensor = as_tensor(value, name)
+    if tensor.ndim < 1 or tensor.shape[-1] < 2:
+        raise InputError(
+            f"{name} has shape {tuple(tensor.shape)}", fix="expected (..., C) with at least 2 classes"
+        )
+    if not tensor.is_floating_point():
+        raise InputError(f"{name} has dtype {tensor.dtype}", fix="expected floating point")
+    tensor = as_float(tensor, name)
+    return check_finite(tensor, name) if finite else tensor
+
+
+def as_labels(value: ArrayLike, num_classes: int, shape: tuple[int, ...], name: str = "labels") -> Tensor:
+    """Return int64 labels of ``shape`` with every value in ``[0, num_classes)``."""
+    tensor = as_tensor(value, name)
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise InputError(f"{name} has dtype {tensor.dtype}", fix="expected integers")
+    if tuple(tensor.shape) != tuple(shape):
+        raise InputError(f"{name} has shape {tuple(tensor.shape)}", fix=f"expected {tuple(shape)}")
+    tensor = tensor.long()
+    if tensor.numel():
+        low, high = int(tensor.min()), int(tensor.max())
+        if low < 0 or high >= num_classes:
+            raise InputError(
+                f"{name} holds {low if low < 0 else high}", fix=f"expected values from 0 to {num_classes - 1}"
+            )
+    return tensor
+
+
+def as_counts(value: ArrayLike, name: str = "counts") -> Tensor:
+    """Return class counts ``(C,)`` as float64: finite, not negative, not all zero."""
+    tensor = as_float(value, name).double()
+    if tensor.ndim != 1 or len(tensor) < 2:
+        raise InputError(f"{name} has shape {tuple(tensor.shape)}", fix="expected (C,) with C >= 2")
+    check_finite(tensor, name)
+    if bool((tensor < 0).any()):
+        raise InputError(f"{name} holds a negative value at [{int((tensor < 0).nonzero()[0])}]")
+    if not bool((tensor > 0).any()):
+        raise InputError(f"{name} are all zero")
+    return tensor
+
+
+def answer_like(example: ArrayLike, result: Tensor) -> Any:
+    """Return ``result`` as numpy if ``example`` was not a tensor, else as the tensor it is."""
+    return result if isinstance(example, Tensor) else result.detach().cpu().numpy()
+
+
+def row_chunks(rows: int, columns: int, budget: int = 1 << 22) -> list[slice]:
+    """Cut ``rows`` into slices of about ``budget`` entries, so that temporaries stay small and in cache."""
+    step = max(1, budget // max(1, columns))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def map_rows(function: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
+    """Apply ``function`` to chunks of rows of ``logits (N, C)`` and concatenate what it returns."""
+    return (
+        torch.cat([function(logits[rows]) for rows in row_chunks(*logits.shape)])
+        if len(logits)
+        else function(logits)
+    )
