@@ -39,7 +39,9 @@ class BackboneError(DualtailError):
 
 
 class RecipeError(DualtailError):
-    """A recipe has a key or a value that cannot be used."""
+    """A recipe has keys or values that cannot be used; ``faults`` has a line for each."""
+
+    faults: tuple[str, ...] = ()
 
 
 class RunError(DualtailError):

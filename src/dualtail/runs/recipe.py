@@ -1,0 +1,399 @@
+"""The recipe: a strict schema of everything a run depends on.
+
+A recipe is a YAML file. Unknown keys are refused with the nearest known one, nothing is silently converted, and
+the resolved recipe (every default written out, every path absolute) is stored in the run directory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dualtail.errors import RecipeError, nearest
+
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+Options = dict[str, Any]
+
+
+class Section(BaseModel):
+    """Base of every part of a recipe: no unknown keys, no coercion, no change after validation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class LongTail(Section):
+    """Seeded subsampling of the training split to a long-tailed one; val and test stay as they are."""
+
+    profile: Literal["exponential", "pareto"] = "exponential"
+    ratio: Annotated[float, Field(ge=1.0)] = 100.0
+    shuffle_classes: bool = False
+    """Draw the order of the classes (head to tail) from the seed instead of taking it as it is."""
+
+
+class Data(Section):
+    """Where the images are and how they are read."""
+
+    reader: str = "folder"
+    root: str
+    options: Options = Field(default_factory=dict)
+    """Options of the reader, such as the manifest's file name (see the page "Your own data")."""
+    val_per_class: PositiveInt = 20
+    """Images a class to hold out of train where there is no val split."""
+    long_tail: LongTail | None = None
+    on_bad_image: Literal["error", "skip"] = "error"
+
+
+class Member(Section):
+    """One foundation model: one value of the confounder."""
+
+    backbone: str
+    weights: str | None = None
+    """A checkpoint file, or ``random``; nothing for the weights that the backbone's name stands for."""
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
+    """Fine-tuning seeds, one member each; the recipe's seed if left out."""
+    name: str | None = None
+
+
+class Text(Section):
+    """Prompts that turn class names into text features."""
+
+    templates: Annotated[list[str], Field(min_length=1)] = Field(default_factory=lambda: ["a photo of a {}."])
+
+    @model_validator(mode="after")
+    def _has_place(self) -> Text:
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"template {template!r} must hold exactly one {{}} for the class name")
+        return self
+
+
+class Prior(Section):
+    """How the pre-training label prior is estimated from zero-shot logits."""
+
+    split: Literal["val", "train"] = "val"
+    shrinkage: Literal["auto"] | NonNegativeFloat = "auto"
+    temperature: Literal["fit"] | PositiveFloat | None = None
+
+
+class Tuner(Section):
+    """What is added to, or trained in, the frozen backbone."""
+
+    name: str = "adaptformer"
+    options: Options = Field(default_factory=dict)
+
+
+class Head(Section):
+    """The classifier on the backbone's feature."""
+
+    name: str = "cosine"
+    init: str = "auto"
+    """``auto``: text features where the backbone has a text tower, class means otherwise."""
+    options: Options = Field(default_factory=dict)
+
+
+class Loss(Section):
+    """The training loss."""
+
+    name: str = "la"
+    options: Options = Field(default_factory=dict)
+
+
+class Augment(Section):
+    """Training augmentation."""
+
+    name: str = "random_resized_crop"
+    options: Options = Field(default_factory=dict)
+
+
+class Finetune(Section):
+    """How a member is trained; the defaults are LIFT's."""
+
+    tuner: Tuner = Tuner()
+    head: Head = Head()
+    loss: Loss = Loss()
+    augment: Augment = Augment()
+    sampling: str = "instance"
+    epochs: PositiveInt = 10
+    batch_size: PositiveInt = 128
+    accumulate: PositiveInt = 1
+    """Batches whose gradients are added up before a step."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: PositiveFloat = 0.01
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    weight_decay: NonNegativeFloat = 5e-4
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: NonNegativeInt = 0
+    clip_grad_norm: PositiveFloat | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+
+class Adjust(Section):
+    """The backdoor adjustment over the members."""
+
+    rule: Literal["logits", "probabilities", "log_probabilities", "median"] = "logits"
+    weights: Literal["uniform", "fitted"] | Annotated[list[NonNegativeFloat], Field(min_length=1)] = "uniform"
+
+
+class Groups(Section):
+    """Cut points of the groups of classes."""
+
+    many: PositiveInt = 100
+    """D-Many: more training images than this."""
+    few: PositiveInt = 20
+    """D-Few: fewer training images than this."""
+    quantiles: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field(
+        default_factory=lambda: [1 / 3, 2 / 3]
+    )
+    """P-groups: where the classes, sorted by the estimated prior, are cut."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Groups:
+        if self.few > self.many:
+            raise ValueError(f"few ({self.few}) must not exceed many ({self.many})")
+        if self.quantiles[0] >= self.quantiles[1]:
+            raise ValueError("quantiles must ascend")
+        return self
+
+
+class Evaluate(Section):
+    """What is measured on the test split."""
+
+    groups: Groups = Groups()
+    confidence: Fraction = 0.95
+    tta: Literal["none", "five_crop", "ten_crop"] = "none"
+
+
+class Runtime(Section):
+    """How the work is done; changes no result beyond rounding, and is no part of a stage's fingerprint."""
+
+    device: str = "auto"
+    workers: Literal["auto"] | NonNegativeInt = "auto"
+    eval_batch_size: PositiveInt = 256
+    checkpoint_minutes: PositiveFloat = 5.0
+
+
+class Recipe(Section):
+    """Everything a run depends on.
+
+    Example:
+        >>> recipe = parse_recipe({"name": "birds", "data": {"root": "/data/birds"},
+        ...                        "members": [{"backbone": "open_clip:ViT-B-16/laion2b_s34b_b88k"}]})
+        >>> recipe.finetune.tuner.name, recipe.finetune.lr
+        ('adaptformer', 0.01)
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    seed: NonNegativeInt = 0
+    data: Data
+    members: Annotated[list[Member], Field(min_length=1)]
+    text: Text = Text()
+    prior: Prior = Prior()
+    finetune: Finetune = Finetune()
+    adjust: Adjust = Adjust()
+    evaluate: Evaluate = Evaluate()
+    runtime: Runtime = Runtime()
+
+
+# --- reading
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without its two traps: ``1e-3`` is a number, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, apply ``key=value`` overrides and validate.
+
+    Relative paths in the file are relative to the file's folder; those in an override to the working directory.
+
+    Args:
+        path: the YAML file.
+        overrides: ``dotted.key=value`` each; the value is YAML, list items are named by number
+            (``members.0.weights=random``).
+
+    Raises:
+        RecipeError: the file or an override cannot be read, or the recipe is not valid; every fault is in
+            ``error.faults``, the message shows the first.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError("no such file", where=str(path), fix="give the path of a recipe (YAML)") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot be read ({error})", where=str(path)) from None
+    content = _parse_yaml(text, where=str(path))
+    if not isinstance(content, dict):
+        raise RecipeError("is not a mapping of keys", where=str(path), fix="start from a file in recipes/")
+    content = _absolute_paths(content, path.resolve().parent)
+    for override in overrides:
+        content = apply_override(content, override)
+    return parse_recipe(_absolute_paths(content, Path.cwd()), where=str(path))
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader: builds plain values only
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}, line {mark.line + 1}" if mark else where
+        raise RecipeError(
+            f"is not valid YAML: {getattr(error, 'problem', None) or error}", where=place
+        ) from None
+
+
+def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Validate a recipe given as nested dictionaries.
+
+    Raises:
+        RecipeError: with every fault in ``error.faults`` (one line each).
+
+    Example:
+        >>> parse_recipe({"name": "x", "data": {"root": "."}, "members": [{"backbon": "timm:x"}]})
+        Traceback (most recent call last):
+        dualtail.errors.RecipeError: recipe: members.0.backbone is missing; add it (2 faults in all...)
+    """
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        faults = [_fault(item) for item in error.errors()]
+    message, fix = faults[0]
+    if len(faults) > 1:
+        fix = f"{fix or 'mend it'} ({len(faults)} faults in all: 'dualtail check' lists them)"
+    raised = RecipeError(message, where=where, fix=fix)
+    raised.faults = tuple(f"{what}; {mend}" if mend else what for what, mend in faults)
+    raise raised
+
+
+def _fault(item: Any) -> tuple[str, str | None]:
+    """Return (what, fix) for one of pydantic's errors."""
+    location = [str(part) for part in item["loc"]]
+    kind, message = item["type"], item["msg"]
+    # Branches of a union carry the branch's name at the end of the location: "str", "literal[...]", ...
+    key = ".".join(part for part in location if re.fullmatch(r"[A-Za-z_]\w*|\d+", part))
+    if kind == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        guess = nearest(location[-1], known)
+        return f"unknown key {key}", f"did you mean {guess}?" if guess else f"known keys: {', '.join(known)}"
+    if kind == "missing":
+        return f"{key} is missing", "add it"
+    message = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    found = item.get("input")
+    if kind == "value_error":
+        return f"{key}: {message}" if key else message, None
+    return f"{key} is {found!r}", f"it should be {message}"
+
+
+def _known_keys(location: Sequence[str]) -> list[str]:
+    """Return the keys of the section at ``location``."""
+    section: Any = Recipe
+    for part in location:
+        if not part.isdigit():
+            section = (
+                _section_of(section.model_fields[part].annotation)
+                if part in section.model_fields
+                else section
+            )
+    return list(section.model_fields)
+
+
+def _section_of(annotation: Any) -> Any:
+    """Return the Section class inside an annotation such as ``Annotated[list[Member], ...]`` or ``X | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _section_of(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def apply_override(content: dict[str, Any], override: str) -> dict[str, Any]:
+    """Return ``content`` with ``dotted.key=value`` set; sections that are not there yet are made.
+
+    Example:
+        >>> apply_override({"finetune": {"epochs": 10}}, "finetune.lr=1e-3")
+        {'finetune': {'epochs': 10, 'lr': 0.001}}
+    """
+    where = f"--set {override}"
+    key, equals, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise RecipeError(
+            "is not of the form key=value", where=where, fix="for example --set finetune.epochs=5"
+        )
+    content = deepcopy(content)
+    place: Any = content
+    for index, part in enumerate(parts):
+        last = index == len(parts) - 1
+        if isinstance(place, list):
+            if not part.isdigit() or int(part) >= len(place):
+                raise RecipeError(
+                    f"{'.'.join(parts[:index])} is a list of {len(place)}, which has no item {part!r}",
+                    where=where,
+                )
+            slot: Any = int(part)
+        elif isinstance(place, dict):
+            slot = part
+        else:
+            raise RecipeError(
+                f"{'.'.join(parts[:index])} is a single value, which has no key {part!r}", where=where
+            )
+        if last:
+            place[slot] = _parse_yaml(value, where)
+        else:
+            if isinstance(place, dict) and place.get(slot) is None:
+                place[slot] = {}
+            place = place[slot]
+    return content
+
+
+def _absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Return ``content`` with data.root, local backbones and weight files made absolute against ``base``."""
+    content = deepcopy(content)
+    data = content.get("data")
+    if isinstance(data, dict) and isinstance(data.get("root"), str):
+        data["root"] = str(base / Path(data["root"]).expanduser())
+    members = content.get("members")
+    for member in members if isinstance(members, list) else []:
+        if not isinstance(member, dict):
+            continue
+        backbone, weights = member.get("backbone"), member.get("weights")
+        if isinstance(backbone, str) and backbone.startswith(
+            ("open_clip:./", "open_clip:../", "open_clip:~")
+        ):
+            member["backbone"] = f"open_clip:{(base / Path(backbone[10:]).expanduser()).resolve()}"
+        if isinstance(weights, str) and weights != "random":
+            member["weights"] = str(base / Path(weights).expanduser())
+    return content
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the resolved recipe as YAML, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
