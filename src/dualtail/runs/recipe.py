@@ -282,32 +282,53 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        faults = [_fault(item) for item in error.errors()]
-    message, fix = faults[0]
+        faults = _faults(error.errors())
+    fault = faults[0]
     if len(faults) > 1:
-        fix = f"{fix or 'mend it'} ({len(faults)} faults in all: 'dualtail check' lists them)"
-    raised = RecipeError(message, where=where, fix=fix)
-    raised.faults = tuple(f"{what}; {mend}" if mend else what for what, mend in faults)
+        fault += f" ({len(faults)} faults in all: 'dualtail check' lists them)"
+    raised = RecipeError(fault, where=where)
+    raised.faults = tuple(faults)
     raise raised
 
 
-def _fault(item: Any) -> tuple[str, str | None]:
-    """Return (what, fix) for one of pydantic's errors."""
-    location = [str(part) for part in item["loc"]]
-    kind, message = item["type"], item["msg"]
-    # Branches of a union carry the branch's name at the end of the location: "str", "literal[...]", ...
-    key = ".".join(part for part in location if re.fullmatch(r"[A-Za-z_]\w*|\d+", part))
-    if kind == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        guess = nearest(location[-1], known)
-        return f"unknown key {key}", f"did you mean {guess}?" if guess else f"known keys: {', '.join(known)}"
-    if kind == "missing":
-        return f"{key} is missing", "add it"
-    message = message.removeprefix("Value error, ").removeprefix("Input should be ")
-    found = item.get("input")
-    if kind == "value_error":
-        return f"{key}: {message}" if key else message, None
-    return f"{key} is {found!r}", f"it should be {message}"
+def _faults(errors: Sequence[Any]) -> list[str]:
+    """Return a line for each faulty key; what the branches of a union expect is joined by "or"."""
+    lines: list[str] = []
+    expected: dict[str, tuple[Any, list[str]]] = {}
+    for error in errors:
+        # A branch of a union adds its own name to the location: "list[constrained-float]", "literal[...]".
+        location = [str(part) for part in error["loc"]]
+        key = ".".join(part for part in location if re.fullmatch(r"[A-Za-z_]\w*|\d+", part))
+        if error["type"] == "extra_forbidden":
+            known = _known_keys(location[:-1])
+            guess = nearest(location[-1], known)
+            prefix = "".join(f"{part}." for part in location[:-1])
+            hint = f"did you mean {prefix}{guess}?" if guess else f"known keys: {', '.join(known)}"
+            lines.append(f"unknown key {key}; {hint}")
+        elif error["type"] == "missing":
+            lines.append(f"{key} is missing; add it")
+        elif error["type"] == "value_error":
+            lines.append(f"{key}: {error['msg'].removeprefix('Value error, ')}" if key else str(error["msg"]))
+        else:
+            expected.setdefault(key, (error["input"], []))[1].append(_expectation(error))
+    return lines + [f"{key} is {found!r}; it should be {' or '.join(what)}" for key, (found, what) in expected.items()]
+
+
+def _expectation(error: Any) -> str:
+    """Return what one of pydantic's errors expects, as the end of "it should be ..."."""
+    kind = error["type"]
+    if kind in ("too_short", "too_long"):
+        context = error["ctx"]
+        limit = f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
+        return f"a list of {limit}"
+    if kind == "model_type":
+        return "a mapping of keys"
+    if kind == "none_required":
+        return "left out"
+    message = str(error["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
+    if not kind.endswith("_type"):
+        return message
+    return f"{'an' if message[0] in 'aeiou' else 'a'} {message}"
 
 
 def _known_keys(location: Sequence[str]) -> list[str]:

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dualtail.errors import RecipeError
+from dualtail.runs.recipe import apply_override, dump_recipe, parse_recipe, read_recipe
+
+MINIMAL = {"name": "birds", "data": {"root": "/data"}, "members": [{"backbone": "timm:vit_tiny"}]}
+
+
+def with_key(dotted: str, value: object) -> dict:
+    content = MINIMAL
+    return apply_override(content, f"{dotted}={yaml.safe_dump(value, default_flow_style=True).strip()}")
+
+
+def test_the_defaults_are_lifts_recipe():
+    recipe = parse_recipe(MINIMAL)
+    tuned = recipe.finetune
+    assert (tuned.tuner.name, tuned.head.name, tuned.loss.name) == ("adaptformer", "cosine", "la")
+    assert (tuned.optimizer, tuned.lr, tuned.momentum, tuned.weight_decay) == ("sgd", 0.01, 0.9, 5e-4)
+    assert (tuned.epochs, tuned.batch_size, tuned.schedule) == (10, 128, "cosine")
+
+
+def test_a_resolved_recipe_reads_back_equal(tmp_path: Path):
+    recipe = parse_recipe({**MINIMAL, "data": {"root": "/data", "long_tail": {"ratio": 50.0}}})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(recipe))
+    assert read_recipe(path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ({**MINIMAL, "finetun": {}}, "recipe: unknown key finetun; did you mean finetune?"),
+        (
+            {**MINIMAL, "finetune": {"epohcs": 3}},
+            "recipe: unknown key finetune.epohcs; did you mean finetune.epochs?",
+        ),
+        (
+            {**MINIMAL, "members": [{"backbone": "timm:x", "weight": "random"}]},
+            "recipe: unknown key members.0.weight; did you mean members.0.weights?",
+        ),
+        ({**MINIMAL, "seed": "0"}, "recipe: seed is '0'; it should be an integer"),
+        (
+            {**MINIMAL, "finetune": {"epochs": 0}},
+            "recipe: finetune.epochs is 0; it should be greater than 0",
+        ),
+        (
+            {**MINIMAL, "finetune": {"optimizer": "adam"}},
+            "recipe: finetune.optimizer is 'adam'; it should be 'sgd' or 'adamw'",
+        ),
+        (
+            {**MINIMAL, "text": {"templates": ["a photo"]}},
+            "recipe: text: template 'a photo' must hold exactly one {} for the class name",
+        ),
+        ({**MINIMAL, "members": []}, "recipe: members is []; it should be a list of at least 1"),
+        ({"name": "x", "members": MINIMAL["members"]}, "recipe: data is missing; add it"),
+        (
+            {**MINIMAL, "evaluate": {"groups": {"few": 200}}},
+            "recipe: evaluate.groups: few (200) must not exceed many (100)",
+        ),
+        (
+            {**MINIMAL, "adjust": {"weights": "fited"}},
+            "recipe: adjust.weights is 'fited'; it should be 'uniform' or 'fitted' or a list",
+        ),
+    ],
+)
+def test_each_fault_has_its_line(content: dict, line: str):
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(content)
+    assert str(error.value) == line
+    assert len(error.value.faults) == 1
+
+
+def test_all_faults_are_kept():
+    with pytest.raises(RecipeError) as error:
+        parse_recipe({"name": "x", "data": {"root": ".", "raeder": "csv"}, "finetune": {"lr": -1.0}})
+    faults = error.value.faults
+    assert len(faults) == 3
+    assert any("did you mean data.reader?" in fault for fault in faults)
+    assert any(fault.startswith("members is missing") for fault in faults)
+
+
+def test_paths_are_taken_from_the_file_or_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, elsewhere = tmp_path / "recipes", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    (folder / "r.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "name": "x",
+                "data": {"root": "birds"},
+                "members": [{"backbone": "open_clip:./tiny", "weights": "random"}, {"backbone": "timm:a", "weights": "w"}],
+            }
+        )
+    )
+    recipe = read_recipe(folder / "r.yaml")
+    assert recipe.data.root == str(folder / "birds")
+    assert recipe.members[0].backbone == f"open_clip:{folder / 'tiny'}"
+    assert recipe.members[0].weights == "random"
+    assert recipe.members[1].weights == str(folder / "w")
+    assert read_recipe(folder / "r.yaml", ["data.root=here"]).data.root == str(elsewhere / "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("name: x\nname: y\n", "line 2: is not valid YAML: key 'name' is given twice"),
+        ("name: [x\n", "is not valid YAML"),
+        ("- a\n", "is not a mapping of keys"),
+    ],
+)
+def test_broken_files(tmp_path: Path, text: str, line: str):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=str(path)) as error:
+        read_recipe(path)
+    assert line in str(error.value)
+
+
+def test_a_missing_file(tmp_path: Path):
+    with pytest.raises(RecipeError, match="no such file"):
+        read_recipe(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("finetune.epochs", "is not of the form key=value"),
+        ("name.x=1", "name is a single value, which has no key 'x'"),
+        ("members.3.weights=random", "members is a list of 1, which has no item '3'"),
+        ("=3", "is not of the form key=value"),
+    ],
+)
+def test_broken_overrides(override: str, line: str):
+    with pytest.raises(RecipeError) as error:
+        apply_override(MINIMAL, override)
+    assert str(error.value).startswith(f"--set {override}: {line}")
+
+
+@given(st.sampled_from(["finetune.lr", "seed", "name", "members.0.name", "data.root"]), st.text("abc019.-", min_size=1))
+def test_an_override_sets_its_key_and_nothing_else(key: str, value: str):
+    changed = apply_override(MINIMAL, f"{key}={value}")
+    place = changed
+    for part in key.split("."):
+        place = place[int(part)] if isinstance(place, list) else place[part]
+    assert str(place) == str(yaml.safe_load(value)) or isinstance(place, float)
+    assert MINIMAL == {"name": "birds", "data": {"root": "/data"}, "members": [{"backbone": "timm:vit_tiny"}]}
+
+
+def test_scientific_notation_is_a_number():
+    assert apply_override(MINIMAL, "finetune.lr=1e-3")["finetune"]["lr"] == 0.001
