@@ -86,7 +86,9 @@ def test_all_faults_are_kept():
     assert any(fault.startswith("members is missing") for fault in faults)
 
 
-def test_paths_are_taken_from_the_file_or_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_paths_are_taken_from_the_file_or_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     folder, elsewhere = tmp_path / "recipes", tmp_path / "elsewhere"
     folder.mkdir()
     elsewhere.mkdir()
@@ -96,7 +98,10 @@ def test_paths_are_taken_from_the_file_or_the_working_directory(tmp_path: Path, 
             {
                 "name": "x",
                 "data": {"root": "birds"},
-                "members": [{"backbone": "open_clip:./tiny", "weights": "random"}, {"backbone": "timm:a", "weights": "w"}],
+                "members": [
+                    {"backbone": "open_clip:./tiny", "weights": "random"},
+                    {"backbone": "timm:a", "weights": "w"},
+                ],
             }
         )
     )
@@ -144,7 +149,10 @@ def test_broken_overrides(override: str, line: str):
     assert str(error.value).startswith(f"--set {override}: {line}")
 
 
-@given(st.sampled_from(["finetune.lr", "seed", "name", "members.0.name", "data.root"]), st.text("abc019.-", min_size=1))
+@given(
+    st.sampled_from(["finetune.lr", "seed", "name", "members.0.name", "data.root"]),
+    st.text("abc019.-", min_size=1),
+)
 def test_an_override_sets_its_key_and_nothing_else(key: str, value: str):
     changed = apply_override(MINIMAL, f"{key}={value}")
     place = changed

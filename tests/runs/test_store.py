@@ -56,14 +56,19 @@ def test_a_broken_or_missing_logits_file_is_named(tmp_path: Path):
         read_logits(path, "val")
 
 
+def _write_half(path: Path) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
     with pytest.raises(ValueError, match="Out of range"):
         write_json(path, {"a": float("nan")})
-    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        _write_half(path)
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
@@ -81,9 +86,12 @@ def test_fingerprints_tell_inputs_apart():
 def test_stages_are_done_only_for_their_inputs(tmp_path: Path, recipe: Recipe):
     with RunDirectory.open(tmp_path / "run", recipe) as run:
         assert not run.is_done("prior", "f1")
-        run.mark_done("prior", "f1", 1.0)
+        write_json(run.root / "a" / "prior.json", {})
+        run.mark_done("prior", "f1", [run.root / "a" / "prior.json"], 1.0)
         assert run.is_done("prior", "f1")
         assert not run.is_done("prior", "f2")
+        (run.root / "a" / "prior.json").unlink()
+        assert not run.is_done("prior", "f1")
 
 
 def test_a_directory_of_another_recipe_is_refused_with_both_ways_out(tmp_path: Path, recipe: Recipe):

@@ -311,7 +311,9 @@ def _faults(errors: Sequence[Any]) -> list[str]:
             lines.append(f"{key}: {error['msg'].removeprefix('Value error, ')}" if key else str(error["msg"]))
         else:
             expected.setdefault(key, (error["input"], []))[1].append(_expectation(error))
-    return lines + [f"{key} is {found!r}; it should be {' or '.join(what)}" for key, (found, what) in expected.items()]
+    return lines + [
+        f"{key} is {found!r}; it should be {' or '.join(what)}" for key, (found, what) in expected.items()
+    ]
 
 
 def _expectation(error: Any) -> str:
@@ -319,7 +321,9 @@ def _expectation(error: Any) -> str:
     kind = error["type"]
     if kind in ("too_short", "too_long"):
         context = error["ctx"]
-        limit = f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
+        limit = (
+            f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
+        )
         return f"a list of {limit}"
     if kind == "model_type":
         return "a mapping of keys"

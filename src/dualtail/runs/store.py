@@ -291,12 +291,20 @@ class RunDirectory:
         return read_json(path) if path.exists() else {}
 
     def is_done(self, stage: str, inputs: str) -> bool:
-        """Whether ``stage`` was completed with the same ``inputs`` (a fingerprint)."""
-        return self.stages().get(stage, {}).get("inputs") == inputs
+        """Whether ``stage`` was completed with the same ``inputs`` (a fingerprint) and its outputs are still there."""
+        record = self.stages().get(stage, {})
+        return record.get("inputs") == inputs and all(
+            (self.root / path).exists() for path in record["outputs"]
+        )
 
-    def mark_done(self, stage: str, inputs: str, seconds: float) -> None:
-        """Record that the outputs of ``stage`` are complete."""
-        record = {"inputs": inputs, "seconds": round(seconds, 2), "finished": _now()}
+    def mark_done(self, stage: str, inputs: str, outputs: Sequence[Path], seconds: float) -> None:
+        """Record that the ``outputs`` of ``stage`` are complete."""
+        record = {
+            "inputs": inputs,
+            "outputs": [path.relative_to(self.root).as_posix() for path in outputs],
+            "seconds": round(seconds, 2),
+            "finished": _now(),
+        }
         write_json(self.root / "stages.json", {**self.stages(), stage: record})
 
     # Provenance.
