@@ -22,7 +22,12 @@ def test_the_defaults_are_lifts_recipe():
     recipe = parse_recipe(MINIMAL)
     tuned = recipe.finetune
     assert (tuned.tuner.name, tuned.head.name, tuned.loss.name) == ("adaptformer", "cosine", "la")
-    assert (tuned.optimizer, tuned.lr, tuned.momentum, tuned.weight_decay) == ("sgd", 0.01, 0.9, 5e-4)
+    assert (tuned.optimizer, tuned.learning_rate, tuned.momentum, tuned.weight_decay) == (
+        "sgd",
+        0.01,
+        0.9,
+        5e-4,
+    )
     assert (tuned.epochs, tuned.batch_size, tuned.schedule) == (10, 128, "cosine")
 
 
@@ -79,7 +84,9 @@ def test_each_fault_has_its_line(content: dict, line: str):
 
 def test_all_faults_are_kept():
     with pytest.raises(RecipeError) as error:
-        parse_recipe({"name": "x", "data": {"root": ".", "raeder": "csv"}, "finetune": {"lr": -1.0}})
+        parse_recipe(
+            {"name": "x", "data": {"root": ".", "raeder": "csv"}, "finetune": {"learning_rate": -1.0}}
+        )
     faults = error.value.faults
     assert len(faults) == 3
     assert any("did you mean data.reader?" in fault for fault in faults)
@@ -150,7 +157,7 @@ def test_broken_overrides(override: str, line: str):
 
 
 @given(
-    st.sampled_from(["finetune.lr", "seed", "name", "members.0.name", "data.root"]),
+    st.sampled_from(["finetune.learning_rate", "seed", "name", "members.0.name", "data.root"]),
     st.text("abc019.-", min_size=1),
 )
 def test_an_override_sets_its_key_and_nothing_else(key: str, value: str):
@@ -163,4 +170,4 @@ def test_an_override_sets_its_key_and_nothing_else(key: str, value: str):
 
 
 def test_scientific_notation_is_a_number():
-    assert apply_override(MINIMAL, "finetune.lr=1e-3")["finetune"]["lr"] == 0.001
+    assert apply_override(MINIMAL, "finetune.learning_rate=1e-3")["finetune"]["learning_rate"] == 0.001

@@ -125,16 +125,23 @@ class Finetune(Section):
     sampling: str = "instance"
     epochs: PositiveInt = 10
     batch_size: PositiveInt = 128
-    accumulate: PositiveInt = 1
+    accumulation: PositiveInt = 1
     """Batches whose gradients are added up before a step."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: PositiveFloat = 0.01
+    learning_rate: PositiveFloat = 0.01
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     weight_decay: NonNegativeFloat = 5e-4
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_epochs: NonNegativeInt = 0
-    clip_grad_norm: PositiveFloat | None = None
+    schedule_step: Literal["epoch", "step"] = "epoch"
+    warmup_epochs: NonNegativeFloat = 0.0
+    gradient_clip: PositiveFloat | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    ema_decay: Fraction | None = None
+    mixup: NonNegativeFloat = 0.0
+    cutmix: NonNegativeFloat = 0.0
+    keep: Literal["last", "best"] = "last"
+    """``best``: the epoch with the highest macro accuracy on val, measured after every epoch."""
+    compile: bool = False
 
 
 class Adjust(Section):
@@ -188,7 +195,7 @@ class Recipe(Section):
     Example:
         >>> recipe = parse_recipe({"name": "birds", "data": {"root": "/data/birds"},
         ...                        "members": [{"backbone": "open_clip:ViT-B-16/laion2b_s34b_b88k"}]})
-        >>> recipe.finetune.tuner.name, recipe.finetune.lr
+        >>> recipe.finetune.tuner.name, recipe.finetune.learning_rate
         ('adaptformer', 0.01)
     """
 
@@ -363,8 +370,8 @@ def apply_override(content: dict[str, Any], override: str) -> dict[str, Any]:
     """Return ``content`` with ``dotted.key=value`` set; sections that are not there yet are made.
 
     Example:
-        >>> apply_override({"finetune": {"epochs": 10}}, "finetune.lr=1e-3")
-        {'finetune': {'epochs': 10, 'lr': 0.001}}
+        >>> apply_override({"finetune": {"epochs": 10}}, "finetune.learning_rate=1e-3")
+        {'finetune': {'epochs': 10, 'learning_rate': 0.001}}
     """
     where = f"--set {override}"
     key, equals, value = override.partition("=")

@@ -1,0 +1,55 @@
+"""From a recipe's data section to the manifest that the stages use."""
+
+from __future__ import annotations
+
+from dualtail.data.check import check_manifest
+from dualtail.data.holdout import hold_out_val
+from dualtail.data.longtail import subsample_long_tail
+from dualtail.data.manifest import Manifest
+from dualtail.data.problems import Problem, raise_errors
+from dualtail.data.readers import read_manifest
+from dualtail.runs.recipe import Data
+
+
+def build_manifest(data: Data, seed: int) -> Manifest:
+    """Read the images' manifest, hold out val where there is none, and subsample train where asked.
+
+    What was done is in the manifest's ``notes``.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    manifest = read_manifest(data.reader, data.root, **data.options)
+    if "val" not in manifest.split_sizes and "train" in manifest.split_sizes:
+        manifest = hold_out_val(manifest, data.val_per_class, seed)
+    if data.long_tail is not None:
+        manifest = subsample_long_tail(
+            manifest,
+            data.long_tail.ratio,
+            data.long_tail.profile,
+            seed,
+            class_order="random" if data.long_tail.shuffle_classes else "given",
+        )
+    if "test" not in manifest.split_sizes:
+        manifest = manifest.with_note(
+            "there is no test split: results are measured on val, which priors see too"
+        )
+    return manifest
+
+
+def evaluation_split(manifest: Manifest) -> str:
+    """Return the split that results are measured on: test, or val where there is none."""
+    return "test" if "test" in manifest.split_sizes else "val"
+
+
+def find_problems(manifest: Manifest, data: Data, *, deep: bool = False, **options: object) -> list[Problem]:
+    """Return the problems of the data that matter to a run under the recipe's policy for bad images."""
+    problems = check_manifest(manifest, deep=deep, required_splits=("train", "val"), **options)  # type: ignore[arg-type]
+    return problems
+
+
+def refuse_problems(manifest: Manifest, data: Data) -> list[Problem]:
+    """Raise on errors in the data; return what is left, the warnings."""
+    problems = find_problems(manifest, data)
+    raise_errors(problems)
+    return problems
