@@ -7,21 +7,30 @@ from typing import Annotated
 
 import typer
 
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)]
+RecipeArgument = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)
+]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable.", show_default=False),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable.", show_default=False
+    ),
 ]
 
 
 def run(
     recipe: RecipeArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Run directory.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Run directory.", show_default=False)
+    ],
     set_: SetOption = None,
     update: Annotated[
-        bool, typer.Option("--update", help="Go on in a directory of another recipe; redo the stages that change.")
+        bool,
+        typer.Option("--update", help="Go on in a directory of another recipe; redo the stages that change."),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only notes and results.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, only notes and results.")
+    ] = False,
 ) -> None:
     """Run the whole pipeline of a recipe: zero-shot, priors, fine-tuning, adjustment, evaluation, report.
 
