@@ -1,1 +1,1 @@
-"""data."""
+"""Data: the manifest, the readers that make it, safe image decoding, transforms, samplers and loaders."""

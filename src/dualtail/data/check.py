@@ -1,0 +1,136 @@
+"""Everything that is wrong with a data set, found before hours are spent on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from dualtail.data.images import decode_image
+from dualtail.data.manifest import SPLITS, Manifest
+from dualtail.data.problems import Problem
+from dualtail.errors import DataError
+
+Progress = Callable[[int, int], None]
+
+
+def check_manifest(
+    manifest: Manifest,
+    *,
+    deep: bool = False,
+    required_splits: Iterable[str] = ("train", "val", "test"),
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> list[Problem]:
+    """Return every fault of a data set, errors first.
+
+    Errors: an empty split, a class without a training image, a missing or empty file; with ``deep``, an image
+    that cannot be decoded. Warnings: the same path in two splits (a leak) or twice in one, a class without an
+    image in ``val`` or ``test``.
+
+    Args:
+        manifest: the data.
+        deep: decode every image (as slow as one epoch) rather than look at file sizes only.
+        required_splits: the splits whose absence is an error.
+        workers: threads that read; by default as many as there are cores.
+        progress: called with (images done, images in all) now and then.
+
+    Example:
+        >>> from pathlib import Path
+        >>> manifest = Manifest(Path("/nowhere"), ["a.png"], [0], ["train"], ("cat", "dog"))
+        >>> for problem in check_manifest(manifest, required_splits=["train"]):
+        ...     print(problem)
+        class 'dog': no training image; add some or remove the class
+        /nowhere/a.png: there is no such file; restore it or remove its row
+    """
+    problems = [
+        *_split_problems(manifest, required_splits),
+        *_class_problems(manifest),
+        *_duplicates(manifest),
+        *_file_problems(manifest, deep, workers, progress),
+    ]
+    return sorted(problems, key=lambda problem: problem.severity != "error")
+
+
+def _split_problems(manifest: Manifest, required: Iterable[str]) -> list[Problem]:
+    sizes = manifest.split_sizes
+    fixes = {
+        "train": "give training images",
+        "val": "give one or have it held out of train",
+        "test": "give test images",
+    }
+    return [
+        Problem("no image", f"split {name!r}", fixes[name])
+        for name in SPLITS
+        if name in set(required) and name not in sizes
+    ]
+
+
+def _class_problems(manifest: Manifest) -> list[Problem]:
+    sizes = manifest.split_sizes
+    problems = []
+    if "train" in sizes:
+        for label in np.flatnonzero(manifest.counts("train") == 0):
+            where = f"class {manifest.class_names[label]!r}"
+            problems.append(Problem("no training image", where, "add some or remove the class"))
+    for split in ("val", "test"):
+        absent = np.flatnonzero(manifest.counts(split) == 0)
+        if split in sizes and len(absent):
+            some = ", ".join(repr(manifest.class_names[label]) for label in absent[:3])
+            what = f"{len(absent)} of {manifest.num_classes} classes have no image, such as {some}"
+            fix = "their accuracy will not be measured"
+            problems.append(Problem(what, f"split {split!r}", fix, "warning"))
+    return problems
+
+
+def _duplicates(manifest: Manifest) -> list[Problem]:
+    first: dict[str, int] = {}
+    problems = []
+    for row, path in enumerate(manifest.paths):
+        earlier = first.setdefault(path, row)
+        if earlier == row:
+            continue
+        here, there = manifest.splits[row], manifest.splits[earlier]
+        if here != there:
+            what, fix = f"in {there} and in {here}: results on {here} leak", "keep it in one split"
+        else:
+            what, fix = f"twice in {here}", "remove one of the rows"
+        if manifest.labels[row] != manifest.labels[earlier]:
+            names = (manifest.class_names[manifest.labels[other]] for other in (earlier, row))
+            what += " (as {!r} and as {!r})".format(*names)
+        problems.append(Problem(what, path, fix, "warning"))
+    return problems
+
+
+def _file_problems(
+    manifest: Manifest, deep: bool, workers: int | None, progress: Progress | None
+) -> list[Problem]:
+    total = len(manifest)
+    fix = "restore it or remove its row"
+
+    def problem_of(row: int) -> Problem | None:
+        path = manifest.file(row)
+        try:
+            if os.stat(path).st_size == 0:
+                return Problem("the file is empty", path, fix)
+            if deep:
+                decode_image(path)
+        except OSError as error:
+            missing = isinstance(error, FileNotFoundError)
+            return Problem("there is no such file" if missing else f"{error.strerror}", path, fix)
+        except DataError as error:
+            return Problem(error.what, error.where, error.fix or fix)
+        return None
+
+    problems = []
+    threads = (workers or os.cpu_count() or 1) if deep else 1
+    with ThreadPoolExecutor(threads) as pool:
+        results = pool.map(problem_of, range(total), chunksize=64) if deep else map(problem_of, range(total))
+        for done, problem in enumerate(results, 1):
+            if problem is not None:
+                problems.append(problem)
+            if progress is not None and (done % 256 == 0 or done == total):
+                progress(done, total)
+    return problems

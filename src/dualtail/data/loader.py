@@ -1,0 +1,393 @@
+"""Batches of uint8 images from a manifest: shuffled, augmented and sharded by pure functions of seed and epoch."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dualtail.data.images import decode_image
+from dualtail.data.manifest import Manifest
+from dualtail.data.samplers import epoch_order, sampling_prob
+from dualtail.data.transforms import Transform
+from dualtail.errors import DataError, InputError
+
+OnBadImage = Literal["error", "skip"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loader yields.
+
+    Attributes:
+        images: uint8 ``(B, 3, S, S)`` from a train loader; from an eval loader a dict of transform key to
+            ``(B, 3, S, S)``, or ``(B, K, 3, S, S)`` for ``K`` crops.
+        labels: int64 ``(B,)``.
+        index: int64 ``(B,)``, the row of each image in the manifest that the loader was made from.
+        total: number of samples of this batch over all ranks (``B`` for a single one).
+        skipped: ids of the images of this batch that could not be read, if ``on_bad_image="skip"``.
+    """
+
+    images: Tensor | dict[str, Tensor]
+    labels: Tensor
+    index: Tensor
+    total: int
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def pin_memory(self) -> Batch:
+        """Return a copy in page-locked memory; the loader calls it where there is a GPU."""
+        images = self.images
+        pinned = (
+            {key: value.pin_memory() for key, value in images.items()}
+            if isinstance(images, dict)
+            else images.pin_memory()
+        )
+        return replace(self, images=pinned, labels=self.labels.pin_memory(), index=self.index.pin_memory())
+
+
+class Draws(NamedTuple):
+    """What a worker is asked for: rows, with what the randomness of each depends on."""
+
+    rows: np.ndarray
+    positions: np.ndarray
+    epoch: int
+    progress: float
+    total: int
+
+
+class ImageDataset(Dataset):
+    """Decodes and transforms a batch at a time: ``dataset[draws]`` is a `Batch`, or the error that prevents it.
+
+    Args:
+        manifest: one split.
+        transforms: a transform, or a dict of them by key; each image is decoded once for all.
+        seed: of the augmentation.
+        on_bad_image: ``"error"``, or ``"skip"`` to leave out images that cannot be read.
+        fast_decode: let the JPEG decoder halve images far larger than the transforms need.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        transforms: Transform | Mapping[str, Transform],
+        *,
+        seed: int = 0,
+        on_bad_image: OnBadImage = "error",
+        fast_decode: bool = False,
+    ) -> None:
+        if on_bad_image not in ("error", "skip"):
+            raise InputError(f"on_bad_image is {on_bad_image!r}", fix="use error or skip")
+        self.manifest = manifest
+        self.keyed = isinstance(transforms, Mapping)
+        self.transforms: dict[str, Transform] = (
+            dict(transforms) if isinstance(transforms, Mapping) else {"": transforms}
+        )
+        if not self.transforms:
+            raise InputError("there is no transform")
+        self.seed = seed
+        self.on_bad_image = on_bad_image
+        self.min_side = max(t.min_side for t in self.transforms.values()) if fast_decode else None
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, draws: Draws) -> Batch | DataError:
+        crops: dict[str, list[Tensor]] = {key: [] for key in self.transforms}
+        rows, skipped = [], []
+        with torch.random.fork_rng(devices=[]):
+            for row, position in zip(draws.rows.tolist(), draws.positions.tolist(), strict=True):
+                try:
+                    image = decode_image(self.manifest.file(row), self.min_side)
+                except DataError as error:
+                    if self.on_bad_image == "error":
+                        return error  # raised by the loader: a traceback of the worker would bury the line
+                    skipped.append(self.manifest.paths[row])
+                    continue
+                for key, transform in self.transforms.items():
+                    torch.default_generator.manual_seed(sample_seed(self.seed, draws.epoch, position))
+                    crops[key].append(transform(image, draws.progress))
+                rows.append(row)
+        index = torch.tensor(rows, dtype=torch.int64)
+        stacked = {key: torch.stack(value) for key, value in crops.items()} if rows else {}
+        images = stacked if self.keyed else stacked.get("", torch.empty(0, dtype=torch.uint8))
+        labels = torch.from_numpy(self.manifest.labels[rows])
+        return Batch(images, labels, index, draws.total, tuple(skipped))
+
+
+def sample_seed(seed: int, epoch: int, position: int) -> int:
+    """Return the seed of one sample's augmentation: a hash of what it may depend on and nothing else."""
+    return int(np.random.SeedSequence([seed, epoch, position]).generate_state(1, np.uint64)[0])
+
+
+class Plan(Sampler):
+    """The batches of an epoch for one rank; the loader's workers are sent whole batches of rows.
+
+    The global batch is cut among the ranks, so that any number of processes sees the same global batches.
+    """
+
+    def __init__(self, size: int, batch_size: int, rank: int, world_size: int) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}", fix="give at least 1")
+        if not 0 <= rank < world_size:
+            raise InputError(f"rank {rank} of {world_size} does not exist", fix="count ranks from 0")
+        self.size, self.batch_size, self.rank, self.world_size = size, batch_size, rank, world_size
+        self.epoch = self.skip_batches = 0
+
+    def order(self) -> np.ndarray:
+        """Return the rows of the epoch, over all ranks."""
+        raise NotImplementedError
+
+    def shares(self) -> list[tuple[np.ndarray, int]]:
+        """Return, for every batch of this rank, positions in the epoch's order and the global batch's size."""
+        raise NotImplementedError
+
+    @property
+    def progress(self) -> float:
+        """Progress of the training in [0, 1]."""
+        return 0.0
+
+    def __iter__(self) -> Iterator[Draws]:
+        order = self.order()
+        for positions, total in self.shares()[self.skip_batches :]:
+            yield Draws(order[positions % len(order)], positions, self.epoch, self.progress, total)
+
+    def __len__(self) -> int:
+        return len(self.shares())
+
+
+class TrainPlan(Plan):
+    """Shuffled and re-sampled batches; every rank has equally many."""
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        num_classes: int,
+        sampling: str,
+        epochs: int,
+        seed: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        drop_last: bool,
+    ) -> None:
+        super().__init__(len(labels), batch_size, rank, world_size)
+        if batch_size < world_size:
+            raise InputError(
+                f"batch_size {batch_size} is less than the {world_size} processes", fix="make it larger"
+            )
+        self.labels, self.num_classes, self.sampling = labels, num_classes, sampling
+        self.epochs, self.seed, self.drop_last = epochs, seed, drop_last
+
+    def order(self) -> np.ndarray:
+        """Return the rows of the epoch, over all ranks."""
+        return epoch_order(
+            self.labels, self.num_classes, self.sampling, seed=self.seed, epoch=self.epoch, epochs=self.epochs
+        )
+
+    @property
+    def progress(self) -> float:
+        """From 0 in the first epoch to 1 in the last; 0 if there is only one."""
+        return min(1.0, self.epoch / (self.epochs - 1)) if self.epochs > 1 else 0.0
+
+    def shares(self) -> list[tuple[np.ndarray, int]]:
+        """Return, for every batch of this rank, positions in the epoch's order and the global batch's size."""
+        shares = []
+        for start in range(0, self.size, self.batch_size):
+            stop = min(start + self.batch_size, self.size)
+            if self.drop_last and stop - start < self.batch_size and start:
+                break
+            # A last batch with less than a sample a rank is filled up from the epoch's start: a rank without
+            # any would leave the others waiting for its gradients.
+            positions = np.arange(start, max(stop, start + self.world_size))
+            shares.append((positions[self.rank :: self.world_size], len(positions)))
+        return shares
+
+
+class EvalPlan(Plan):
+    """Every row once, in order; each rank has one stretch of them."""
+
+    def order(self) -> np.ndarray:
+        """Return all rows."""
+        return np.arange(self.size)
+
+    def shares(self) -> list[tuple[np.ndarray, int]]:
+        """Return, for every batch of this rank, positions in the epoch's order and the batch's size."""
+        mine = np.array_split(np.arange(self.size), self.world_size)[self.rank]
+        batches = [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]
+        return [(batch, len(batch)) for batch in batches]
+
+
+class Loader:
+    """Iterates over `Batch`; made by `train_loader` and `eval_loader`.
+
+    Iterating twice without `set_epoch` gives the same batches twice. Worker processes are kept between epochs.
+    """
+
+    def __init__(self, dataset: ImageDataset, plan: Plan, workers: int | None) -> None:
+        workers = default_workers() if workers is None else workers
+        if workers < 0:
+            raise InputError(f"workers is {workers}", fix="give 0 or more")
+        self.dataset, self.plan = dataset, plan
+        self._skipped: dict[str, None] = {}  # a dict keeps the order
+        self._batches: DataLoader = DataLoader(
+            dataset,
+            sampler=plan,
+            batch_size=None,  # the plan yields whole batches
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_ignore_interrupt,
+            collate_fn=_unchanged,
+        )
+
+    def __len__(self) -> int:
+        """Return the number of batches of a whole epoch, for this rank."""
+        return len(self.plan)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of images, over all ranks."""
+        return len(self.dataset)
+
+    @property
+    def batch_size(self) -> int:
+        """Number of images of a full batch: over all ranks for training, of each rank for evaluation."""
+        return self.plan.batch_size
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Ids of the images met so far (by this rank) that could not be read."""
+        return tuple(self._skipped)
+
+    def set_epoch(self, epoch: int, skip_batches: int = 0) -> None:
+        """Choose the epoch that the next iteration gives, without its first ``skip_batches`` batches.
+
+        Order and augmentation depend on the seed and the epoch alone, and skipped batches are not decoded, so
+        that a resumed training sees what it would have seen.
+        """
+        if epoch < 0 or not 0 <= skip_batches <= len(self):
+            raise InputError(
+                f"epoch {epoch} with {skip_batches} of {len(self)} batches skipped does not exist"
+            )
+        self.plan.epoch, self.plan.skip_batches = epoch, skip_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._batches:
+            if isinstance(batch, DataError):
+                raise batch
+            self._skipped.update(dict.fromkeys(batch.skipped))
+            if len(batch.index):
+                yield batch
+            elif isinstance(self.plan, TrainPlan) and self.plan.world_size > 1:
+                # Going on with one batch less than the other ranks would leave them waiting for ever.
+                raise DataError(
+                    "none of a batch's images could be read",
+                    where=batch.skipped[0],
+                    fix="mend or remove the unreadable images",
+                )
+
+
+def train_loader(
+    manifest: Manifest,
+    transform: Transform,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    sampling: str = "instance",
+    epochs: int = 1,
+    workers: int | None = None,
+    on_bad_image: OnBadImage = "error",
+    fast_decode: bool = True,
+    drop_last: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader:
+    """Return shuffled, augmented batches of a training split.
+
+    Args:
+        manifest: the training images, as of ``manifest.split("train")``.
+        transform: see `train_transform`.
+        batch_size: images of a batch, over all ranks.
+        seed: of order and augmentation.
+        sampling: one of `SAMPLINGS`, see `epoch_order`.
+        epochs: length of the training, which progressive sampling and the minimalist crop depend on.
+        workers: processes that decode; 0 decodes in this one, None takes one a core, at most 8.
+        on_bad_image: ``"error"`` stops at an image that cannot be read; ``"skip"`` leaves it out and lists it in
+            ``loader.skipped``.
+        fast_decode: let the JPEG decoder halve photographs far larger than the crop needs.
+        drop_last: leave out a last batch that is not full.
+        rank: this process, from 0.
+        world_size: number of processes.
+
+    Raises:
+        InputError: an option that does not exist or a value out of range.
+        DataError: no image, or (while iterating) an image that cannot be read.
+    """
+    _require_images(manifest)
+    sampling_prob(manifest.counts(None), sampling)  # refuses an unknown name now, not in the first epoch
+    if epochs < 1:
+        raise InputError(f"epochs is {epochs}", fix="give at least 1")
+    plan = TrainPlan(
+        manifest.labels, manifest.num_classes, sampling, epochs, seed, batch_size, rank, world_size, drop_last
+    )
+    dataset = ImageDataset(manifest, transform, seed=seed, on_bad_image=on_bad_image, fast_decode=fast_decode)
+    return Loader(dataset, plan, workers)
+
+
+def eval_loader(
+    manifest: Manifest,
+    transforms: Mapping[str, Transform],
+    *,
+    batch_size: int,
+    workers: int | None = None,
+    on_bad_image: OnBadImage = "error",
+    fast_decode: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader:
+    """Return batches of every image once, in order, each decoded once for all transforms.
+
+    ``batch.index`` says which row of ``manifest`` each image is: with skipped images or several ranks, results
+    are put in place by it.
+
+    Args:
+        manifest: the images of one split.
+        transforms: key to transform, see `eval_transform`; members with the same ``transform.key`` share one.
+        batch_size: images of a batch, for each rank.
+        workers: see `train_loader`.
+        on_bad_image: see `train_loader`.
+        fast_decode: see `train_loader`; off, so that logits do not depend on it.
+        rank: this process, from 0; it gets its own stretch of the rows, none twice and none lost.
+        world_size: number of processes.
+    """
+    _require_images(manifest)
+    dataset = ImageDataset(manifest, transforms, on_bad_image=on_bad_image, fast_decode=fast_decode)
+    return Loader(dataset, EvalPlan(len(manifest), batch_size, rank, world_size), workers)
+
+
+def default_workers() -> int:
+    """Return one worker for each core that this process may use, at most 8."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _require_images(manifest: Manifest) -> None:
+    if not len(manifest):
+        raise DataError("the split has no image", where=str(manifest.root), fix="give one with images")
+
+
+def _ignore_interrupt(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+
+
+def _unchanged(batch: Batch | Sequence[Batch]) -> Batch | Sequence[Batch]:
+    return batch

@@ -1,0 +1,271 @@
+"""The one description of a data set that everything else works on: path, label, split, class names."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv, parquet
+
+from dualtail.errors import DataError, InputError, nearest
+
+SPLITS = ("train", "val", "test")
+CLASS_NAMES_KEY = b"dualtail.class_names"
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """Images with their labels and splits.
+
+    Attributes:
+        root: the folder that relative paths start from.
+        paths: one path an image, relative to ``root`` with forward slashes; absolute if it lies elsewhere.
+        labels: class index of each image, int64 ``(N,)``.
+        splits: ``"train"``, ``"val"`` or ``"test"`` for each image, str ``(N,)``.
+        class_names: the ``C`` classes in the order of the labels.
+        notes: what was done to the data, in sentences for the user.
+        group_counts: int64 ``(C,)``, the counts that define the data groups where they are by convention not
+            those of this training set (CIFAR-LT uses those of imbalance ratio 100); None means the usual.
+
+    Raises:
+        InputError: the columns differ in length, or hold a label or split that does not exist.
+        DataError: class names that are missing, empty or repeated.
+
+    Example:
+        >>> manifest = Manifest(Path("."), ("a.png", "b.png", "c.png"), [0, 1, 1],
+        ...                     ["train", "train", "test"], ("cat", "dog"))
+        >>> len(manifest), manifest.num_classes, manifest.counts("train").tolist()
+        (3, 2, [1, 1])
+        >>> manifest.split("test").sample_ids
+        ('c.png',)
+    """
+
+    root: Path
+    paths: tuple[str, ...]
+    labels: np.ndarray
+    splits: np.ndarray
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    group_counts: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__  # the dataclass is frozen for its users, not for its own conversion
+        put(self, "root", Path(self.root))
+        put(self, "paths", tuple(self.paths))
+        put(self, "class_names", tuple(self.class_names))
+        put(self, "notes", tuple(self.notes))
+        put(self, "labels", np.asarray(self.labels, dtype=np.int64).reshape(-1))
+        put(self, "splits", np.asarray(self.splits, dtype="<U5").reshape(-1))
+        check_class_names(self.class_names)
+        if not len(self.paths) == len(self.labels) == len(self.splits):
+            raise InputError(
+                f"{len(self.paths)} paths, {len(self.labels)} labels and {len(self.splits)} splits",
+                fix="give one of each for every image",
+            )
+        if len(self.labels) and (self.labels.min() < 0 or self.labels.max() >= self.num_classes):
+            raise InputError(f"a label lies outside 0 to {self.num_classes - 1}")
+        unknown = set(np.unique(self.splits).tolist()) - set(SPLITS)
+        if unknown:
+            raise InputError(f"unknown split {sorted(unknown)[0]!r}", fix=f"use one of {', '.join(SPLITS)}")
+        if self.group_counts is not None:
+            put(self, "group_counts", np.asarray(self.group_counts, dtype=np.int64).reshape(-1))
+            if len(self.group_counts) != self.num_classes:
+                raise InputError(
+                    f"group_counts has {len(self.group_counts)} entries for {self.num_classes} classes"
+                )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes ``C``."""
+        return len(self.class_names)
+
+    @property
+    def sample_ids(self) -> tuple[str, ...]:
+        """What identifies a sample in stored logits: its path."""
+        return self.paths
+
+    @property
+    def split_sizes(self) -> dict[str, int]:
+        """Number of images of every split that has some, in the order train, val, test."""
+        sizes = {name: int(np.count_nonzero(self.splits == name)) for name in SPLITS}
+        return {name: size for name, size in sizes.items() if size}
+
+    def file(self, row: int) -> str:
+        """Return the path of one image as the operating system takes it."""
+        return os.path.join(self.root, self.paths[row])
+
+    def split(self, name: str) -> Manifest:
+        """Return the images of one split, in order; empty if it has none."""
+        if name not in SPLITS:
+            raise InputError(f"unknown split {name!r}", fix=f"use one of {', '.join(SPLITS)}")
+        return self.select(np.flatnonzero(self.splits == name))
+
+    def counts(self, split: str | None = "train") -> np.ndarray:
+        """Return the number of images of each class, int64 ``(C,)``; of all splits if ``split`` is None."""
+        labels = self.labels if split is None else self.labels[self.splits == split]
+        return np.bincount(labels, minlength=self.num_classes).astype(np.int64)
+
+    def select(self, rows: Sequence[int] | np.ndarray) -> Manifest:
+        """Return the given rows, in the given order."""
+        rows = np.asarray(rows, dtype=np.int64)
+        paths = tuple(self.paths[row] for row in rows.tolist())
+        return replace(self, paths=paths, labels=self.labels[rows], splits=self.splits[rows])
+
+    def with_note(self, note: str, **changes: Any) -> Manifest:
+        """Return a copy with ``changes`` made to its attributes and a note that says so."""
+        return replace(self, notes=(*self.notes, note), **changes)
+
+    def file_sizes(self) -> np.ndarray:
+        """Return the size of every file in bytes, int64 ``(N,)``; -1 where there is none."""
+        return np.fromiter((_file_size(self.file(row)) for row in range(len(self))), np.int64, len(self))
+
+    def fingerprint(self) -> str:
+        """Return the sha256 (hex) of ids, labels, splits, class names, group counts and file sizes.
+
+        The root is left out, so that a data set may move. Contents are not read: a file that was changed
+        without changing its size goes unnoticed.
+        """
+        digest = hashlib.sha256(b"dualtail manifest 1")
+        group_counts = () if self.group_counts is None else self.group_counts.tolist()
+        for part in (
+            "\0".join(self.paths).encode(),
+            self.labels.astype("<i8").tobytes(),
+            "\0".join(self.splits.tolist()).encode(),
+            "\0".join(self.class_names).encode(),
+            ",".join(map(str, group_counts)).encode(),
+            self.file_sizes().astype("<i8").tobytes(),
+        ):
+            digest.update(len(part).to_bytes(8, "little"))  # so that no two lists of parts run together
+            digest.update(part)
+        return digest.hexdigest()
+
+    def to_table(self, path: str | Path) -> None:
+        """Write columns ``path, label, split`` as CSV or Parquet (by the suffix), atomically.
+
+        Labels are class names. Parquet keeps the order of the classes; to read a CSV file back in the same
+        order, pass ``class_names`` to the reader ``table``.
+        """
+        path = Path(path)
+        names = np.asarray(self.class_names, dtype=object)
+        table = pa.table(
+            {
+                "path": pa.array(self.paths, pa.string()),
+                "label": pa.array(names[self.labels], pa.string()),
+                "split": pa.array(self.splits.tolist(), pa.string()),
+            }
+        )
+        partial = path.with_name(f".{path.name}.partial")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".csv":
+            csv.write_csv(table, partial)
+        elif path.suffix == ".parquet":
+            joined = "\n".join(self.class_names).encode()
+            parquet.write_table(table.replace_schema_metadata({CLASS_NAMES_KEY: joined}), partial)
+        else:
+            raise DataError(
+                f"cannot write a table with suffix {path.suffix!r}",
+                where=str(path),
+                fix="use .csv or .parquet",
+            )
+        os.replace(partial, path)
+
+
+def check_class_names(names: Sequence[str], where: str | None = None) -> None:
+    """Refuse class names that are fewer than two, empty or repeated, naming the first."""
+    if len(names) < 2:
+        raise DataError(
+            f"{len(names)} class{'es' * (len(names) != 1)}", where=where, fix="a classifier needs at least 2"
+        )
+    seen: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip() or "\n" in name or "\0" in name:
+            raise DataError(
+                f"the name of class {index} is empty or no text: {name!r}",
+                where=where,
+                fix="give every class a name of one line",
+            )
+        if name in seen:
+            raise DataError(
+                f"classes {seen[name]} and {index} are both named {name!r}",
+                where=where,
+                fix="give each class its own name",
+            )
+        seen[name] = index
+
+
+def relative_to_root(path: str, root: Path) -> str:
+    """Return ``path`` as a manifest stores it: relative to ``root`` with forward slashes where it lies inside.
+
+    Example:
+        >>> relative_to_root("/data/train/a b.png", Path("/data")), relative_to_root("/other/a.png", Path("/data"))
+        ('train/a b.png', '/other/a.png')
+    """
+    joined = os.path.normpath(os.path.join(root, path))
+    inside = os.path.relpath(joined, root)
+    return Path(joined if inside.startswith("..") else inside).as_posix()
+
+
+def read_class_names(source: str | Path | Sequence[str], root: Path | None = None) -> tuple[str, ...]:
+    """Return class names given as a list, as a text file with one a line, or as a JSON file.
+
+    A JSON file holds a list of names, or an object of ids to names (``{"0": "cat"}``) or of names to ids.
+    """
+    if not isinstance(source, (str, Path)):
+        return tuple(source)
+    import json
+
+    path = Path(root or ".") / source
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() != ".json":
+            names = tuple(line.strip() for line in text.splitlines() if line.strip())
+        else:
+            names = _names_of_json(json.loads(text))
+    except OSError as error:
+        raise DataError(f"cannot read the class names: {error.strerror}", where=str(path)) from None
+    except (ValueError, TypeError, KeyError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"these are no class names: {error}",
+            where=str(path),
+            fix='give one name a line, or JSON such as ["cat", "dog"]',
+        ) from None
+    check_class_names(names, where=str(path))
+    return names
+
+
+def _names_of_json(value: Any) -> tuple[str, ...]:
+    """Return the names of a JSON list, or of an object between ids and names in either direction."""
+    if isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, dict):
+        raise TypeError("expected a list or an object")
+    by_id = (
+        {int(v): k for k, v in value.items()}
+        if all(isinstance(v, int) for v in value.values())
+        else {int(k): v for k, v in value.items()}
+    )
+    if sorted(by_id) != list(range(len(value))):
+        raise ValueError(f"the ids are not 0 to {len(value) - 1}")
+    return tuple(by_id[index] for index in range(len(by_id)))
+
+
+def nearest_fix(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Return "did you mean ...?" with the nearest known name, or ``otherwise``."""
+    found = nearest(name, list(known))
+    return f"did you mean {found!r}?" if found else otherwise
+
+
+def _file_size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1

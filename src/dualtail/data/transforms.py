@@ -1,0 +1,350 @@
+"""From a decoded image to the uint8 square that a model takes; normalisation happens later, on the device.
+
+A transform is a small frozen dataclass, so that it can be compared, hashed and printed. It is called with an RGB
+image and the progress of the training in [0, 1], and draws what is random from torch's global generator, which the
+loader seeds for every sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any, Literal, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from dualtail.errors import InputError, nearest
+from dualtail.imagespec import ImageSpec
+
+CROPS = (1, 5, 10)
+SCHEDULES = ("convex", "linear", "concave", "min", "max")
+
+
+class Transform(Protocol):
+    """Image to uint8 tensor."""
+
+    @property
+    def min_side(self) -> int:
+        """The shorter side in pixels from which a larger image shows no more detail after the transform."""
+
+    def __call__(self, image: Image.Image, progress: float = 0.0) -> Tensor:
+        """Return uint8 ``(3, S, S)``, or ``(K, 3, S, S)`` for ``K`` crops."""
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Resize the shorter side, then cut the centre, or five or ten crops.
+
+    Attributes:
+        size: side of the output.
+        resize: length of the shorter side before the crop, at least ``size``.
+        interpolation: ``"bicubic"`` or ``"bilinear"``, with antialiasing.
+        crops: 1 (centre), 5 (corners and centre) or 10 (the same and their mirror images); more than one gives
+            ``(K, 3, S, S)``.
+        flip: probability of a mirror image (0 at test time).
+
+    Example:
+        >>> EvalTransform(8, 9, "bicubic", crops=5)(Image.new("RGB", (20, 12))).shape
+        torch.Size([5, 3, 8, 8])
+    """
+
+    size: int
+    resize: int
+    interpolation: str
+    crops: int = 1
+    flip: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.resize < self.size:
+            raise InputError(f"resize is {self.resize}", fix=f"give at least the crop's {self.size}")
+        if self.crops not in CROPS:
+            raise InputError(f"crops is {self.crops!r}", fix="use 1, 5 or 10")
+        _check_common(self.size, self.interpolation, self.flip)
+
+    @property
+    def key(self) -> str:
+        """A short name; two transforms of the same key give the same crops.
+
+        Example:
+            >>> EvalTransform(224, 256, "bicubic").key
+            '224_256_bicubic_1crop'
+        """
+        flip = f"_flip{self.flip:g}" if self.flip else ""
+        return f"{self.size}_{self.resize}_{self.interpolation}_{self.crops}crop{flip}"
+
+    @property
+    def min_side(self) -> int:
+        """Twice the side it is resized to."""
+        return 2 * self.resize
+
+    def __call__(self, image: Image.Image, progress: float = 0.0) -> Tensor:
+        """Return uint8 ``(3, S, S)``, or ``(K, 3, S, S)`` for more than one crop."""
+        mode = v2.InterpolationMode(self.interpolation)
+        resized = F.resize(F.pil_to_tensor(image), [self.resize], interpolation=mode, antialias=True)
+        size = [self.size, self.size]
+        if self.crops == 1:
+            return _maybe_flip(F.center_crop(resized, size), self.flip).contiguous()
+        crops = F.five_crop(resized, size) if self.crops == 5 else F.ten_crop(resized, size)
+        return torch.stack(crops)
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """Cut a random part of the image and resize it: the augmentation of LIFT (arXiv 2309.10019).
+
+    Attributes:
+        size: side of the output.
+        interpolation: ``"bicubic"`` or ``"bilinear"``, with antialiasing.
+        scale: smallest and largest part of the image's area.
+        ratio: smallest and largest width over height.
+        flip: probability of a mirror image; 0 where left and right matter, as for digits.
+        num_ops: operations of RandAugment (Cubuk et al., 2020, arXiv 1909.13719) after the crop; 0 for none.
+        magnitude: their strength, 0 to 30.
+    """
+
+    size: int
+    interpolation: str
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    num_ops: int = 0
+    magnitude: int = 9
+
+    def __post_init__(self) -> None:
+        _check_common(self.size, self.interpolation, self.flip)
+        _check_range("scale", self.scale, 1.0)
+        _check_range("ratio", self.ratio, math.inf)
+        if self.num_ops < 0 or not 0 <= self.magnitude <= 30:
+            raise InputError(
+                f"num_ops is {self.num_ops} and magnitude {self.magnitude}",
+                fix="give at least 0 operations of magnitude 0 to 30",
+            )
+
+    @property
+    def min_side(self) -> int:
+        """Where the smallest crop still has ``size`` pixels."""
+        return math.ceil(self.size / math.sqrt(self.scale[0]))
+
+    def __call__(self, image: Image.Image, progress: float = 0.0) -> Tensor:
+        """Return uint8 ``(3, S, S)``."""
+        crop = _random_resized_crop(self.size, self.interpolation, self.scale, self.ratio)
+        out = _maybe_flip(crop(F.pil_to_tensor(image)), self.flip)
+        if self.num_ops:
+            out = _rand_augment(self.num_ops, self.magnitude)(out)
+        return out.contiguous()
+
+
+@dataclass(frozen=True)
+class MinimalistCrop:
+    """Cut a square whose smallest size grows during the training: the augmentation of LIFT+ (arXiv 2504.13282).
+
+    The area of the square, as a part of the image's, is uniform in ``[s(t), 1]``, both cut off at the largest
+    square that fits, with ``s(t) = a + (1 - a) g(t)``, ``a = scale[0]`` and ``t`` the progress. The first epochs
+    see small parts, the last (``t = 1``) the largest square. There is no other augmentation.
+
+    ==========  =======================================
+    schedule    ``g(t)``
+    ==========  =======================================
+    convex      ``1 - sqrt(1 - t^2)`` (LIFT+'s default)
+    linear      ``t``
+    concave     ``sqrt(1 - (1 - t)^2)``
+    min, max    0, 1
+    ==========  =======================================
+
+    Attributes:
+        size: side of the output.
+        interpolation: ``"bicubic"`` or ``"bilinear"``, with antialiasing.
+        scale: smallest and largest part of the image's area.
+        schedule: one of `SCHEDULES`.
+        flip: probability of a mirror image, 0 in LIFT+.
+
+    Example:
+        >>> crop = MinimalistCrop(224, "bicubic")
+        >>> [round(crop.min_scale(t), 3) for t in (0, 0.5, 1)]
+        [0.08, 0.203, 1.0]
+    """
+
+    size: int
+    interpolation: str
+    scale: tuple[float, float] = (0.08, 1.0)
+    schedule: Literal["convex", "linear", "concave", "min", "max"] = "convex"
+    flip: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_common(self.size, self.interpolation, self.flip)
+        _check_range("scale", self.scale, 1.0)
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"unknown schedule {self.schedule!r}", fix=f"use one of {', '.join(SCHEDULES)}")
+
+    @property
+    def min_side(self) -> int:
+        """Where the smallest crop still has ``size`` pixels."""
+        return math.ceil(self.size / math.sqrt(self.scale[0]))
+
+    def min_scale(self, progress: float) -> float:
+        """Return ``s(t)``, the smallest part of the image's area at progress ``t`` in [0, 1]."""
+        t = min(max(progress, 0.0), 1.0)
+        grown = {
+            "convex": 1 - math.sqrt(1 - t * t),
+            "linear": t,
+            "concave": math.sqrt(1 - (1 - t) ** 2),
+            "min": 0.0,
+            "max": 1.0,
+        }[self.schedule]
+        return self.scale[0] + grown * (self.scale[1] - self.scale[0])
+
+    def __call__(self, image: Image.Image, progress: float = 0.0) -> Tensor:
+        """Return uint8 ``(3, S, S)``."""
+        width, height = image.size
+        largest = min(width, height) ** 2 / (width * height)
+        low, high = min(self.min_scale(progress), largest), min(self.scale[1], largest)
+        part = low + (high - low) * float(torch.rand(()))
+        side = min(max(1, round(math.sqrt(part * width * height))), width, height)
+        top = int(torch.randint(height - side + 1, ()))
+        left = int(torch.randint(width - side + 1, ()))
+        mode = v2.InterpolationMode(self.interpolation)
+        out = F.resized_crop(
+            F.pil_to_tensor(image),
+            top,
+            left,
+            side,
+            side,
+            [self.size, self.size],
+            interpolation=mode,
+            antialias=True,
+        )
+        return _maybe_flip(out, self.flip).contiguous()
+
+
+def _resize_only(
+    size: int, interpolation: str, resize: int | None = None, flip: float = 0.0
+) -> EvalTransform:
+    return EvalTransform(size, resize or size, interpolation, flip=flip)
+
+
+def _rand_augmented(
+    size: int,
+    interpolation: str,
+    num_ops: int = 2,
+    magnitude: int = 9,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    flip: float = 0.5,
+) -> RandomResizedCrop:
+    return RandomResizedCrop(size, interpolation, scale, ratio, flip, num_ops, magnitude)
+
+
+TRAIN_TRANSFORMS: dict[str, Callable[..., Transform]] = {
+    "random_resized_crop": RandomResizedCrop,
+    "minimalist": MinimalistCrop,
+    "rand_augment": _rand_augmented,
+    "resize": _resize_only,
+}
+
+
+def train_transform(spec: ImageSpec, name: str = "random_resized_crop", **options: Any) -> Transform:
+    """Return the augmentation of the training images.
+
+    Args:
+        spec: what the backbone expects; gives size and interpolation.
+        name: one of `TRAIN_TRANSFORMS`: ``"random_resized_crop"`` (LIFT), ``"minimalist"`` (LIFT+),
+            ``"rand_augment"`` (a random resized crop and RandAugment), ``"resize"`` (none: shorter side and
+            centre crop).
+        options: the attributes of that transform, such as ``flip=0`` or ``scale=(0.5, 1)``; ``interpolation``
+            overrides the backbone's.
+
+    Raises:
+        InputError: an unknown name or option (with the nearest), or a value out of range.
+
+    Example:
+        >>> transform = train_transform(ImageSpec(size=32), flip=0.0)
+        >>> transform(Image.new("RGB", (50, 40))).shape
+        torch.Size([3, 32, 32])
+    """
+    if name not in TRAIN_TRANSFORMS:
+        known = ", ".join(TRAIN_TRANSFORMS)
+        found = nearest(name, list(TRAIN_TRANSFORMS))
+        raise InputError(
+            f"there is no train transform {name!r}",
+            fix=f"did you mean {found!r}?" if found else f"use one of {known}",
+        )
+    build = TRAIN_TRANSFORMS[name]
+    known_options = train_transform_options(name)
+    for option in options:
+        if option not in known_options:
+            found = nearest(option, list(known_options))
+            fix = f"did you mean {found!r}?" if found else f"it takes {', '.join(known_options)}"
+            raise InputError(f"the train transform {name!r} has no option {option!r}", fix=fix)
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    return build(**{"size": spec.size, "interpolation": spec.interpolation, **options})
+
+
+def train_transform_options(name: str) -> tuple[str, ...]:
+    """Return the options that `train_transform` takes for ``name``."""
+    import inspect
+
+    build = TRAIN_TRANSFORMS[name]
+    names = (
+        [field.name for field in fields(build)]
+        if isinstance(build, type)
+        else list(inspect.signature(build).parameters)
+    )
+    return tuple(option for option in names if option != "size")
+
+
+def eval_transform(
+    spec: ImageSpec, *, resize: int | None = None, crops: int = 1, interpolation: str | None = None
+) -> EvalTransform:
+    """Return the transform of validation and test images.
+
+    Args:
+        spec: what the backbone expects.
+        resize: length of the shorter side before the crop. By default ``size + size // 7`` (256 for 224) for one
+            crop and ``size + round(24 size / 224)`` (248 for 224) for several, as LIFT has it.
+        crops: 1, or 5 or 10 for test-time ensembling.
+        interpolation: overrides the backbone's.
+
+    Example:
+        >>> eval_transform(ImageSpec(size=224)).key, eval_transform(ImageSpec(size=224), crops=5).key
+        ('224_256_bicubic_1crop', '224_248_bicubic_5crop')
+    """
+    if resize is None:
+        resize = spec.size + (spec.size // 7 if crops == 1 else round(24 * spec.size / 224))
+    return EvalTransform(spec.size, resize, interpolation or spec.interpolation, crops)
+
+
+def _check_common(size: int, interpolation: str, flip: float) -> None:
+    if size < 1:
+        raise InputError(f"size is {size}", fix="give at least 1 pixel")
+    if interpolation not in ("bicubic", "bilinear"):
+        raise InputError(f"unknown interpolation {interpolation!r}", fix="use bicubic or bilinear")
+    if not 0 <= flip <= 1:
+        raise InputError(f"flip is {flip}", fix="give a probability from 0 to 1")
+
+
+def _check_range(name: str, value: tuple[float, float], largest: float) -> None:
+    if len(value) != 2 or not 0 < value[0] <= value[1] <= largest:
+        raise InputError(f"{name} is {value}", fix=f"give two rising numbers above 0, at most {largest:g}")
+
+
+def _maybe_flip(image: Tensor, probability: float) -> Tensor:
+    return F.horizontal_flip(image) if probability and float(torch.rand(())) < probability else image
+
+
+@lru_cache(maxsize=8)
+def _random_resized_crop(
+    size: int, interpolation: str, scale: tuple[float, float], ratio: tuple[float, float]
+) -> v2.RandomResizedCrop:
+    mode = v2.InterpolationMode(interpolation)
+    return v2.RandomResizedCrop(size, scale=scale, ratio=ratio, interpolation=mode, antialias=True)
+
+
+@lru_cache(maxsize=8)
+def _rand_augment(num_ops: int, magnitude: int) -> v2.RandAugment:
+    return v2.RandAugment(num_ops, magnitude, interpolation=v2.InterpolationMode.BILINEAR)
