@@ -1,0 +1,278 @@
+"""Builds ``open_clip:ARCH/TAG`` and ``open_clip:DIR``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.convert import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict
+from open_clip.transform import PreprocessCfg
+from torch import Tensor, nn
+
+from dualtail.errors import BackboneError, nearest
+from dualtail.models._parts import RANDOM, Parts, image_spec, quiet, seeded
+from dualtail.models._weights import fingerprint, hub_file, load_strict, read_state_dict, unreachable
+from dualtail.models.projection import AttentionPoolFeature, Projection, linear_projection
+
+CONFIG_FILE = "open_clip_config.json"
+_DIR_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "pytorch_model.bin",
+)
+_HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is known about a model before it is built."""
+
+    model_cfg: dict[str, Any]
+    preprocess: dict[str, Any]
+    tokenizer_name: str
+    weights: Callable[[], Path] | None  # finds the file that belongs to the name, when there is one
+
+
+def build(name: str, rest: str, *, weights: str | None, seed: int) -> Parts:
+    """Return the parts of an open_clip model.
+
+    Args:
+        name: the full backbone name, for messages.
+        rest: what follows ``open_clip:``.
+        weights: a file, ``"random"``, or None for those that the name stands for.
+        seed: of random weights.
+    """
+    source = _local_source(name, Path(rest).expanduser()) if _is_folder(rest) else _listed_source(name, rest)
+    with quiet(), seeded(seed):
+        model = _construct(name, source.model_cfg)
+    if weights != RANDOM:
+        path = Path(weights).expanduser() if weights else _own_weights(name, source)
+        _load(model, path, name)
+    digest = fingerprint(model)
+    return _take_apart(name, model.eval(), source, digest)
+
+
+def _is_folder(rest: str) -> bool:
+    return Path(rest).expanduser().is_dir() or rest.startswith(("/", "./", "../", "~"))
+
+
+def _local_source(name: str, folder: Path) -> _Source:
+    config_file = folder / CONFIG_FILE
+    if not config_file.is_file():
+        what = "has no " + CONFIG_FILE if folder.is_dir() else "no such folder"
+        raise BackboneError(
+            what, where=name, fix=f"a local backbone is a folder with {CONFIG_FILE} and its weights"
+        )
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        model_cfg = config["model_cfg"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise BackboneError(
+            f"cannot be used ({type(error).__name__}: {error})",
+            where=str(config_file),
+            fix='expected {"model_cfg": {...}, "preprocess_cfg": {...}}',
+        ) from error
+    found = next((folder / file for file in _DIR_WEIGHTS if (folder / file).is_file()), None)
+    return _Source(
+        model_cfg=model_cfg,
+        preprocess=asdict(PreprocessCfg()) | config.get("preprocess_cfg", {}),
+        tokenizer_name=f"local-dir:{folder}",
+        weights=(lambda: found) if found else None,
+    )
+
+
+def _listed_source(name: str, rest: str) -> _Source:
+    arch, _, tag = rest.partition("/")
+    model_cfg = open_clip.get_model_config(arch) if arch in open_clip.list_models() else None
+    if model_cfg is None:
+        guess = nearest(arch, open_clip.list_models())
+        raise BackboneError(
+            f"open_clip has no architecture {arch!r} and there is no such folder",
+            where=name,
+            fix=f"did you mean {guess!r}?" if guess else "see open_clip.list_models()",
+        )
+    preprocess = asdict(PreprocessCfg())
+    if not tag:
+        return _Source(model_cfg, preprocess, arch, None)
+    pretrained = open_clip.get_pretrained_cfg(arch, tag)
+    if not pretrained:
+        raise BackboneError(
+            f"open_clip has no weights {tag!r} for {arch}", where=name, fix=_tag_advice(arch, tag)
+        )
+    if bool(pretrained.get("quick_gelu")) != bool(model_cfg.get("quick_gelu")):
+        trained, builds = ("QuickGELU", "GELU") if pretrained.get("quick_gelu") else ("GELU", "QuickGELU")
+        raise BackboneError(
+            f"the weights {tag!r} were trained with {trained}, this architecture computes {builds}",
+            where=name,
+            fix=f"use open_clip:{_twin(arch)}/{tag}",
+        )
+    preprocess |= {key: pretrained[key] for key in ("mean", "std", "interpolation") if key in pretrained}
+    return _Source(model_cfg, preprocess, arch, lambda: _fetch(name, pretrained))
+
+
+def _twin(arch: str) -> str:
+    """Return the same architecture with the other activation, as open_clip names it."""
+    suffix = "-quickgelu"
+    return arch.removesuffix(suffix) if arch.endswith(suffix) else arch + suffix
+
+
+def _tag_advice(arch: str, tag: str) -> str:
+    if tag in open_clip.list_pretrained_tags_by_model(_twin(arch)):
+        return f"they belong to open_clip:{_twin(arch)}/{tag}"
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    guess = nearest(tag, tags)
+    if guess:
+        return f"did you mean {guess!r}?"
+    return f"it has {', '.join(tags)}" if tags else "it has none: give `weights: FILE` or `weights: random`"
+
+
+def _fetch(name: str, pretrained: dict[str, Any]) -> Path:
+    repository, _, filename = str(pretrained.get("hf_hub") or "").rpartition("/")
+    if repository:
+        names = (_safe_twin(filename), filename) if filename else _HUB_WEIGHTS
+        return hub_file(repository, dict.fromkeys(names), where=name)
+    try:
+        return Path(open_clip.download_pretrained(pretrained))
+    except Exception as error:  # whatever the URL handler or the checksum raised
+        raise unreachable(name, str(pretrained.get("url")), str(error).splitlines()[0]) from error
+
+
+def _safe_twin(filename: str) -> str:
+    return f"{Path(filename).stem}.safetensors"
+
+
+def _own_weights(name: str, source: _Source) -> Path:
+    if source.weights is None:
+        raise BackboneError(
+            "no weights come with this name",
+            where=name,
+            fix="add a tag (open_clip:ARCH/TAG), put a weights file beside the config, or say `weights: FILE` or "
+            "`weights: random`",
+        )
+    return source.weights()
+
+
+def _construct(name: str, model_cfg: dict[str, Any]) -> nn.Module:
+    """Build the architecture without any weights, as ``open_clip.create_model`` would."""
+    config = deepcopy(model_cfg)
+    try:
+        uses_hub_text = "hf_model_name" in config["text_cfg"]
+        if uses_hub_text:
+            config["text_cfg"]["hf_model_pretrained"] = False
+        custom_text = config.pop("custom_text", False) or uses_hub_text
+        if "multimodal_cfg" in config:
+            return open_clip.CoCa(**config)
+        return (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**config)
+    except BackboneError:
+        raise
+    except OSError as error:  # transformers looks for the text tower's config on the hub
+        raise unreachable(name, "the text tower's configuration", str(error).splitlines()[0]) from error
+    except (TypeError, KeyError, ValueError, RuntimeError, AssertionError) as error:
+        raise BackboneError(
+            f"open_clip cannot build it ({type(error).__name__}: {error})",
+            where=name,
+            fix="mend its model_cfg",
+        ) from error
+
+
+def _load(model: nn.Module, path: Path, name: str) -> None:
+    state = _in_todays_names(model, read_state_dict(path))
+    load_strict(
+        model,
+        state,
+        where=str(path),
+        fix=f"give the complete weights of {name}, of the same architecture",
+    )
+
+
+def _in_todays_names(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename what older or other exporters of the same weights call differently; values are untouched."""
+    state = dict(convert_state_dict(model, state))
+    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    expected = model.state_dict()
+    for scalar in ("logit_scale", "logit_bias"):
+        if scalar in state and scalar in expected and state[scalar].numel() == 1:
+            state[scalar] = state[scalar].reshape(expected[scalar].shape)
+    unused = "text.transformer.embeddings.position_ids"
+    if unused in state and unused not in expected:
+        del state[unused]
+    return state
+
+
+def _take_apart(name: str, model: nn.Module, source: _Source, digest: str) -> Parts:
+    visual: Any = model.visual
+    # What reads the image keeps everything up to the pooled feature; the projection stands apart.
+    family, feature_dim, projection, blocks = _split_visual(visual)
+    text: Any = model
+    text.visual = None
+    tower = getattr(text, "text", text)
+    transformer = getattr(tower, "transformer", None)
+    return Parts(
+        family=family,
+        visual=visual,
+        projection=projection,
+        blocks=blocks,
+        image_spec=image_spec(name, visual.image_size, source.preprocess),
+        feature_dim=feature_dim,
+        fingerprint=digest,
+        text=text,
+        text_blocks=list(getattr(transformer, "resblocks", ())),
+        tokenizer=lambda: _tokenizer(name, source.tokenizer_name),
+    )
+
+
+def _split_visual(visual: Any) -> tuple[str, int, nn.Module, list[nn.Module]]:
+    if hasattr(visual, "transformer"):
+        projection = Projection(visual.proj)
+        visual.proj = None
+        visual.output_tokens = False
+        return "open_clip_vit", len(projection.weight), projection, list(visual.transformer.resblocks)  # type: ignore[arg-type]
+    if hasattr(visual, "attnpool"):
+        pool = visual.attnpool
+        visual.attnpool = AttentionPoolFeature(pool)
+        return "open_clip_resnet", pool.q_proj.in_features, linear_projection(pool.c_proj), []
+    if hasattr(visual, "trunk"):
+        return _split_trunk(visual)
+    raise BackboneError(
+        f"open_clip's {type(visual).__name__} is not supported", fix="choose another backbone"
+    )
+
+
+def _split_trunk(visual: Any) -> tuple[str, int, nn.Module, list[nn.Module]]:
+    from dualtail.models import _timm
+
+    head = dict(visual.head.named_children())
+    last = head.get("proj") or head.get("mlp")
+    if last is not None:
+        visual.head = nn.Sequential(*(child for key, child in head.items() if key == "pool"))
+        width = last.in_features if isinstance(last, nn.Linear) else last.fc1.in_features
+        return _timm.family_of(visual.trunk), width, linear_projection(last), _timm.blocks_in(visual.trunk)
+    if head:  # attention pooling whose output already lies in the joint space
+        return (
+            _timm.family_of(visual.trunk),
+            visual.head.pool.out_features,
+            Projection(),
+            _timm.blocks_in(visual.trunk),
+        )
+    classifier = visual.trunk.get_classifier()
+    projection = linear_projection(classifier if isinstance(classifier, nn.Module) else nn.Identity())
+    family, blocks = _timm.family_of(visual.trunk), _timm.blocks_in(visual.trunk)
+    visual.trunk = _timm.PooledTrunk(visual.trunk)
+    return family, _timm.feature_dim(visual.trunk.model), projection, blocks
+
+
+def _tokenizer(name: str, tokenizer_name: str) -> Any:
+    try:
+        with quiet():
+            return open_clip.get_tokenizer(tokenizer_name)
+    except Exception as error:  # transformers and the hub client raise many kinds
+        raise unreachable(name, "the tokenizer's files", str(error).splitlines()[0]) from error

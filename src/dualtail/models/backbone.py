@@ -1,0 +1,227 @@
+"""Frozen foundation models, named by one string, with their weights in them or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dualtail.errors import BackboneError
+from dualtail.models import _open_clip, _timm
+from dualtail.models._parts import Parts
+from dualtail.models.blocks import Block, blocks_of
+
+_LIBRARIES = {"open_clip": _open_clip.build, "timm": _timm.build}
+_TEXT_BATCH = 256
+
+
+class Backbone(nn.Module):
+    """A frozen foundation model: features of images and, where it has a text tower, of text.
+
+    Made by ``load_backbone``. It stays in evaluation mode (no dropout, batch statistics as pre-trained) and takes no
+    gradient unless a tuner says otherwise.
+
+    Attributes:
+        name: the string it was loaded by.
+        weights: the file it was loaded from, ``"random"``, or None for the weights its name stands for.
+        seed: of random weights.
+        family: ``open_clip_vit``, ``open_clip_resnet``, ``timm_vit``, ``timm_rope_vit`` or ``timm_other``.
+        image_spec: input size and normalisation.
+        feature_dim: D, the width of the feature before the projection.
+        blocks: its vision tower's transformer blocks, empty if it is no plain vision transformer.
+        text_blocks: its text tower's, likewise.
+        weights_fingerprint: SHA-256 of the weights as loaded.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, name: str, parts: Parts, *, weights: str | None = None, seed: int = 0) -> None:
+        super().__init__()
+        self.name, self.weights, self.seed = name, weights, seed
+        self.family = parts.family
+        self.image_spec = parts.image_spec
+        self.feature_dim = parts.feature_dim
+        self.weights_fingerprint = parts.fingerprint
+        self.visual, self.projection, self.text = parts.visual, parts.projection, parts.text
+        self.blocks: tuple[Block, ...] = blocks_of(parts.blocks)
+        self.text_blocks: tuple[Block, ...] = blocks_of(parts.text_blocks)
+        # Parameters that the architecture itself never trains (fixed sine position embeddings).
+        self.constants = {
+            name for name, value in self.visual.named_parameters(prefix="visual") if not value.requires_grad
+        }
+        self.trains_modules = False
+        self.tuner_name: str | None = None
+        self._make_tokenizer = parts.tokenizer
+        self._tokenizer: Any = None
+        self.register_buffer("pixel_mean", torch.tensor(self.image_spec.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(self.image_spec.std).view(3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lives."""
+        return self.pixel_mean.device
+
+    @property
+    def depth(self) -> int:
+        """Number of transformer blocks of the vision tower, 0 if it is no plain vision transformer."""
+        return len(self.blocks)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether it has a text tower, hence zero-shot logits and a pre-training prior of its own."""
+        return self.text is not None
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor of the zero-shot cosine similarities, ``exp`` of the learnt temperature."""
+        return float(self._text_model().logit_scale.detach().exp())
+
+    @property
+    def logit_bias(self) -> float:
+        """What sigmoid-trained models (SigLIP) add to the scaled cosines; 0 for softmax-trained ones."""
+        bias = getattr(self._text_model(), "logit_bias", None)
+        return 0.0 if bias is None else float(bias.detach())
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stay in evaluation mode unless the tuner trains whole modules (batch statistics, dropout)."""
+        return super().train(mode and self.trains_modules)
+
+    def freeze_modules(self) -> None:
+        """Go back to evaluation mode for good: the tuner that trained whole modules is gone."""
+        self.trains_modules = False
+        self.eval()
+
+    def forget_tuner(self) -> None:
+        """Accept another tuner: the attached one has been detached."""
+        self.tuner_name = None
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return uint8 images ``(B, 3, S, S)`` as normalised float32; float images are taken as normalised.
+
+        The division happens on the images' device, so that loaders move a quarter of the bytes.
+        """
+        if images.dtype != torch.uint8:
+            return images
+        return (images.float() / 255 - self.pixel_mean) / self.pixel_std
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the pooled features ``(B, D)`` float32 before the projection.
+
+        For open_clip's vision transformers that is the class token (or whatever the tower pools) after the final
+        LayerNorm, for its ResNets the attention pool before ``c_proj``, for timm models what the classifier reads.
+
+        Args:
+            images: ``(B, 3, S, S)``, uint8, or float already normalised.
+        """
+        return self.visual(self.normalize(images)).float()
+
+    def project(self, features: Tensor) -> Tensor:
+        """Return embeddings ``(B, E)`` in the joint image-text space, not normalised."""
+        return self.projection(features)
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Return L2-normalised text features ``(n, E)`` float32, without gradient.
+
+        Raises:
+            BackboneError: there is no text tower, or its tokenizer cannot be had offline.
+        """
+        with torch.no_grad():
+            parts = [
+                F.normalize(
+                    self.encode_tokens(self.tokenize(texts[i : i + _TEXT_BATCH]).to(self.device)), dim=-1
+                )
+                for i in range(0, len(texts), _TEXT_BATCH)
+            ]
+        return torch.cat(parts)
+
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Return text embeddings ``(n, E)`` float32 of token ids ``(n, T)``, not normalised, with gradient."""
+        return self._text_model().encode_text(tokens).float()
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Return token ids ``(n, T)`` int64, refusing a text that the tokenizer would cut off.
+
+        Raises:
+            BackboneError: a text is too long for the text tower's context.
+        """
+        tokenizer = self.tokenizer
+        for text in texts:
+            length = _token_count(tokenizer, text)
+            if length is not None and length > tokenizer.context_length:
+                raise BackboneError(
+                    f"{text!r} has {length} tokens, the text tower reads {tokenizer.context_length}",
+                    where=self.name,
+                    fix="shorten the class name, template or description",
+                )
+        return tokenizer(list(texts))
+
+    @property
+    def tokenizer(self) -> Any:
+        """open_clip's tokenizer of this model, made on first use."""
+        self._text_model()
+        if self._tokenizer is None and self._make_tokenizer is not None:
+            self._tokenizer = self._make_tokenizer()
+        return self._tokenizer
+
+    def _text_model(self) -> Any:
+        if self.text is None:
+            raise BackboneError(
+                "has no text tower, hence no text features and no zero-shot logits",
+                where=self.name,
+                fix="choose an open_clip backbone, or initialise the head with class_mean",
+            )
+        return self.text
+
+
+def _token_count(tokenizer: Any, text: str) -> int | None:
+    """Return how many tokens ``text`` needs with its start and end, None if the tokenizer does not tell."""
+    if hasattr(tokenizer, "sot_token_id"):
+        return len(tokenizer.encode(text)) + 2
+    inner = getattr(tokenizer, "tokenizer", None)
+    return len(inner(text)["input_ids"]) if callable(inner) else None
+
+
+def load_backbone(
+    name: str,
+    *,
+    weights: str | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> Backbone:
+    """Load a foundation model with its complete weights, frozen, in float32.
+
+    Args:
+        name: ``open_clip:ARCH/TAG`` (``open_clip:ViT-B-16-quickgelu/openai``), ``open_clip:DIR`` (a folder with
+            ``open_clip_config.json`` and weights in open_clip's hub format) or ``timm:NAME``.
+        weights: a local checkpoint to use instead of the weights that the name stands for, or ``"random"``.
+        seed: of random weights; torch's global generator is left alone.
+        device: where it will live.
+
+    Returns:
+        The backbone.
+
+    Raises:
+        BackboneError: the name is unknown; weights are absent, partial or of another architecture or activation
+            (QuickGELU where the architecture computes GELU); they cannot be fetched without a network.
+
+    Example:
+        >>> backbone = load_backbone("timm:test_vit", weights="random")
+        >>> backbone.family, backbone.feature_dim, backbone.image_spec.size, backbone.has_text
+        ('timm_vit', 64, 160, False)
+        >>> backbone.features(torch.zeros(2, 3, 160, 160, dtype=torch.uint8)).shape
+        torch.Size([2, 64])
+    """
+    library, separator, rest = name.partition(":")
+    if library not in _LIBRARIES or not separator or not rest:
+        raise BackboneError(
+            f"unknown backbone {name!r}",
+            fix="name it open_clip:ARCH/TAG, open_clip:DIR or timm:NAME",
+        )
+    parts = _LIBRARIES[library](name, rest, weights=weights, seed=seed)
+    return Backbone(name, parts, weights=weights, seed=seed).to(device)
