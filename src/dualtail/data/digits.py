@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dualtail.data.folder import read_folder
 from dualtail.data.longtail import long_tail_counts
+from dualtail.data.manifest import Manifest
 from dualtail.errors import DataError, InputError
 
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -20,7 +22,7 @@ TEST_PER_CLASS = 40
 _MARK = "digits.json"
 
 
-def write_digits(folder: str | Path, ratio: float = 50, seed: int = 0, size: int = 32) -> Path:
+def write_digits(folder: str | Path, ratio: float = 50, seed: int = 0, size: int = 32) -> Manifest:
     """Write scikit-learn's 1,797 digits as PNG files in an ImageFolder tree with a long-tailed training set.
 
     Each class (174 to 183 images of 8 x 8 pixels, 17 grey levels; Alpaydin & Kaynak, UCI 1998) gives 20 images to
@@ -34,7 +36,8 @@ def write_digits(folder: str | Path, ratio: float = 50, seed: int = 0, size: int
         size: side of the PNG files in pixels.
 
     Returns:
-        The folder, with ``train``, ``val`` and ``test`` in it. The same arguments give the same files.
+        The manifest of the folder's ``train``, ``val`` and ``test``; its classes are sorted by name. The same
+        arguments give the same files.
 
     Raises:
         DataError: the folder holds something else.
@@ -75,7 +78,7 @@ def write_digits(folder: str | Path, ratio: float = 50, seed: int = 0, size: int
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return folder
+    return read_folder(folder)
 
 
 def _require_own(folder: Path) -> None:

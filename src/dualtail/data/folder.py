@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dualtail.data.images import IMAGE_SUFFIXES
-from dualtail.data.manifest import SPLITS, Manifest
+from dualtail.data.manifest import SPLITS, Manifest, nearest_fix, read_class_names, read_names
 from dualtail.errors import DataError
 
 # What people call a split folder when they do not call it train, val or test.
 _OTHER_SPLIT_NAMES = {"valid", "validation", "training", "testing", "dev"}
 
 
-def read_folder(root: Path, *, train: str = "train", val: str = "val", test: str = "test") -> Manifest:
+def read_folder(
+    root: Path,
+    *,
+    train: str = "train",
+    val: str = "val",
+    test: str = "test",
+    class_names: str | Sequence[str] | Mapping[str, str] | None = None,
+) -> Manifest:
     """Read an ImageFolder tree: ``root/train/CLASS/.../image.jpg``, and ``val`` and ``test`` where they exist.
 
     Classes are the sorted names of the class folders of all splits, so that a class without a training image
@@ -29,9 +36,12 @@ def read_folder(root: Path, *, train: str = "train", val: str = "val", test: str
         train: name of the folder with the training images.
         val: name of the folder with the validation images, which may be absent.
         test: name of the folder with the test images, which may be absent.
+        class_names: what the classes are called where their folders have codes for names, as prompts need:
+            folder to name, or the names in the order of the sorted folders. Or a file with that: JSON, or text
+            with one name a line, each behind its folder (``n01440764 tench``) or none.
 
     Raises:
-        DataError: there is no training folder, or no class folder in it.
+        DataError: there is no training folder, no class folder in it, or a class folder without a name.
     """
     folders = {"train": train, "val": val, "test": test}
     present = {split: name for split, name in folders.items() if (root / name).is_dir()}
@@ -41,14 +51,14 @@ def read_folder(root: Path, *, train: str = "train", val: str = "val", test: str
         present = {"train": "."}
         notes.append("the root has no train folder: its class folders were all read as training data")
     class_folders = {split: _class_folders(root / name) for split, name in present.items()}
-    class_names = sorted({name for names in class_folders.values() for name in names})
-    if not class_names:
+    classes = sorted({name for names in class_folders.values() for name in names})
+    if not classes:
         raise DataError(
             "there is no class folder",
             where=str(root / present["train"]),
             fix="expected one folder a class with its images in it",
         )
-    index_of = {name: index for index, name in enumerate(class_names)}
+    index_of = {name: index for index, name in enumerate(classes)}
     ignored: Counter[str] = Counter()
     paths, labels, splits = [], [], []
     for split in SPLITS:
@@ -65,9 +75,39 @@ def read_folder(root: Path, *, train: str = "train", val: str = "val", test: str
         tuple(paths),
         np.array(labels, dtype=np.int64),
         np.array(splits, dtype="<U5"),
-        tuple(class_names),
+        tuple(classes) if class_names is None else names_of_folders(class_names, classes, root),
         tuple(notes),
     )
+
+
+def names_of_folders(
+    source: str | Sequence[str] | Mapping[str, str], folders: Sequence[str], root: Path
+) -> tuple[str, ...]:
+    """Return the name of each class folder, from folder to name or from names in the folders' order.
+
+    Example:
+        >>> names_of_folders({"n01": "tench", "n02": "goldfish"}, ["n01", "n02"], Path("."))
+        ('tench', 'goldfish')
+    """
+    where = str(Path(root) / source) if isinstance(source, str) else "class_names"
+    given = read_names(source, root) if isinstance(source, str) else source
+    if not isinstance(given, Mapping):
+        pairs = [line.split(maxsplit=1) for line in given]
+        if not all(len(pair) == 2 and pair[0] in folders for pair in pairs):
+            names = tuple(given)
+            if len(names) != len(folders):
+                raise DataError(
+                    f"{len(names)} class names for {len(folders)} class folders",
+                    where=where,
+                    fix="give one for each, or write each behind its folder",
+                )
+            return read_class_names(names)
+        given = dict(pairs)
+    for folder in folders:
+        if folder not in given:
+            fix = nearest_fix(folder, given, "add it")
+            raise DataError(f"there is no name for the class folder {folder!r}", where=where, fix=fix)
+    return read_class_names([given[folder] for folder in folders])
 
 
 def _class_folders(folder: Path) -> list[str]:

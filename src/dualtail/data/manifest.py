@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -214,45 +215,56 @@ def relative_to_root(path: str, root: Path) -> str:
     return Path(joined if inside.startswith("..") else inside).as_posix()
 
 
-def read_class_names(source: str | Path | Sequence[str], root: Path | None = None) -> tuple[str, ...]:
-    """Return class names given as a list, as a text file with one a line, or as a JSON file.
+def read_class_names(
+    source: str | Path | Sequence[str] | Mapping[str, Any], root: Path | None = None
+) -> tuple[str, ...]:
+    """Return class names in order, from a list or from a file.
 
-    A JSON file holds a list of names, or an object of ids to names (``{"0": "cat"}``) or of names to ids.
+    Args:
+        source: the names; a text file with one a line; or a JSON file (or mapping) with a list of names, an
+            object of ids to names (``{"0": "cat"}``) or of names to ids.
+        root: the folder that a relative file name starts from.
+
+    Raises:
+        DataError: the file cannot be read, or a name is missing, empty or repeated.
+
+    Example:
+        >>> read_class_names({"1": "dog", "0": "cat"})
+        ('cat', 'dog')
     """
-    if not isinstance(source, (str, Path)):
-        return tuple(source)
-    import json
-
-    path = Path(root or ".") / source
+    where = str(Path(root or ".") / source) if isinstance(source, (str, Path)) else "class_names"
+    given = read_names(source, root) if isinstance(source, (str, Path)) else source
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() != ".json":
-            names = tuple(line.strip() for line in text.splitlines() if line.strip())
-        else:
-            names = _names_of_json(json.loads(text))
-    except OSError as error:
-        raise DataError(f"cannot read the class names: {error.strerror}", where=str(path)) from None
-    except (ValueError, TypeError, KeyError, UnicodeDecodeError) as error:
+        names = _in_order_of_ids(given) if isinstance(given, Mapping) else tuple(given)
+    except (ValueError, TypeError) as error:
         raise DataError(
-            f"these are no class names: {error}",
-            where=str(path),
-            fix='give one name a line, or JSON such as ["cat", "dog"]',
+            f"these are no class names: {error}", where=where, fix='give a list such as ["cat", "dog"]'
         ) from None
-    check_class_names(names, where=str(path))
+    check_class_names(names, where=where)
     return names
 
 
-def _names_of_json(value: Any) -> tuple[str, ...]:
-    """Return the names of a JSON list, or of an object between ids and names in either direction."""
-    if isinstance(value, list):
-        return tuple(value)
-    if not isinstance(value, dict):
-        raise TypeError("expected a list or an object")
-    by_id = (
-        {int(v): k for k, v in value.items()}
-        if all(isinstance(v, int) for v in value.values())
-        else {int(k): v for k, v in value.items()}
-    )
+def read_names(source: str | Path, root: Path | None = None) -> list[str] | dict[str, Any]:
+    """Return what a file of names holds: the lines of a text file, or a JSON list or object."""
+    path = Path(root or ".") / Path(source).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() != ".json":
+            return [line.strip() for line in text.splitlines() if line.strip()]
+        value = json.loads(text)
+    except OSError as error:
+        raise DataError(f"cannot read the class names: {error.strerror}", where=str(path)) from None
+    except ValueError as error:  # of the encoding or of the JSON
+        raise DataError(f"cannot read the class names: {error}", where=str(path)) from None
+    if not isinstance(value, (list, dict)):
+        raise DataError("the class names are no JSON list or object", where=str(path))
+    return value
+
+
+def _in_order_of_ids(value: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of an object between ids and names in either direction."""
+    names_to_ids = all(isinstance(item, int) for item in value.values())
+    by_id = {int(v): k for k, v in value.items()} if names_to_ids else {int(k): v for k, v in value.items()}
     if sorted(by_id) != list(range(len(value))):
         raise ValueError(f"the ids are not 0 to {len(value) - 1}")
     return tuple(by_id[index] for index in range(len(by_id)))
