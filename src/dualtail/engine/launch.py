@@ -1,0 +1,50 @@
+"""One Accelerator for each piece of work, in this process or in any number of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+
+from dualtail.engine.precision import resolve_device, resolve_precision
+
+
+def make_accelerator(
+    device: str = "auto", precision: str = "auto", events_dir: str | Path | None = None
+) -> Accelerator:
+    """Return an Accelerator for ``device`` and ``precision``, whatever was used in this process before.
+
+    Accelerate keeps one state a process and refuses a second precision or device; members of a run may differ in
+    both, so its state is forgotten first (never the process group of a distributed run).
+
+    Example:
+        >>> make_accelerator("cpu", "fp32").device
+        device(type='cpu')
+    """
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    AcceleratorState._reset_state(reset_partial_state=not distributed)
+    if not distributed:
+        if device != "auto" and resolve_device(device).type == "cuda":
+            torch.cuda.set_device(resolve_device(device))
+        PartialState(cpu=device == "cpu")
+    resolved = resolve_precision(precision, PartialState().device)
+    return Accelerator(
+        mixed_precision="no" if resolved == "fp32" else resolved,
+        log_with=None if events_dir is None else "tensorboard",
+        project_dir=None if events_dir is None else str(events_dir),
+    )
+
+
+def process_rank() -> tuple[int, int]:
+    """Return (this process's number, number of processes) as ``torchrun`` or ``accelerate launch`` set them.
+
+    Known before anything distributed is started, so that loaders can be made first.
+
+    Example:
+        >>> process_rank()
+        (0, 1)
+    """
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

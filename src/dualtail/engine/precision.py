@@ -1,0 +1,80 @@
+"""Which arithmetic a device does well, and how to switch it on."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from dualtail.engine.settings import PRECISIONS
+from dualtail.errors import InputError
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """Return the device to work on: ``"auto"`` is CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        InputError: the device does not exist here.
+
+    Example:
+        >>> resolve_device("cpu")
+        device(type='cpu')
+    """
+    if str(device) == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"cannot be used: {reason}", where=f"device {device}", fix="use 'auto'") from None
+    return found
+
+
+@lru_cache
+def cpu_has_bf16() -> bool:
+    """Say whether this CPU multiplies matrices in bfloat16 (Intel AMX); without it bf16 is slower than fp32."""
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if capabilities is not None:
+        return bool(capabilities().get("amx_bf16", False))
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and " amx_bf16 " in cpuinfo.read_text(errors="replace").replace("\n", " ")
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Return ``"fp32"``, ``"bf16"`` or ``"fp16"``; ``"auto"`` is bf16 where the device computes in it.
+
+    Raises:
+        InputError: an unknown precision, or fp16 on a CPU, where torch has no loss scaling for it.
+
+    Example:
+        >>> resolve_precision("fp32", torch.device("cpu"))
+        'fp32'
+    """
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"unknown value {precision!r}", where="precision", fix=f"choose one of {', '.join(PRECISIONS)}"
+        )
+    if precision == "auto":
+        has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else False
+        return "bf16" if has_bf16 or (device.type == "cpu" and cpu_has_bf16()) else "fp32"
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError("fp16 needs a GPU", where="precision", fix="use 'auto', 'bf16' or 'fp32'")
+    return precision
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return the context in which a forward pass computes in ``precision`` (a resolved one).
+
+    Example:
+        >>> with autocast(torch.device("cpu"), "bf16"):
+        ...     print((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+        torch.bfloat16
+    """
+    return nullcontext() if precision == "fp32" else torch.autocast(device.type, _DTYPES[precision])

@@ -1,0 +1,173 @@
+"""A run that was stopped anywhere ends with the weights of one that was not."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from engine_standins import SyntheticLoader, TinyClassifier, same_bits, state_of
+from safetensors.torch import load_file
+
+from dualtail.engine.checkpoint import CHECKPOINT_NAME, read_header, write_checkpoint
+from dualtail.engine.finetune import finetune
+from dualtail.engine.settings import FinetuneSettings
+from dualtail.errors import Interrupted, TrainingError
+
+PROGRAM = Path(__file__).with_name("killable_run.py")
+
+
+def start(tmp_path: Path, result: str, pause: float) -> subprocess.Popen[str]:
+    arguments = [str(tmp_path / "resume"), str(tmp_path / result), str(pause)]
+    return subprocess.Popen(
+        [sys.executable, str(PROGRAM), *arguments], stdout=subprocess.PIPE, text=True, cwd=PROGRAM.parent
+    )
+
+
+def run_to_step(process: subprocess.Popen[str], step: int) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.split() == ["step", str(step)]:
+            return
+    raise AssertionError(f"the program ended before step {step}")
+
+
+def test_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+    whole = start(tmp_path, "whole.safetensors", 0.0)
+    whole.communicate()
+    assert whole.returncode == 0
+    (tmp_path / "resume" / CHECKPOINT_NAME).unlink()
+
+    # 7 batches of 8, two a step: 4 steps an epoch, 16 in all.
+    killed = start(tmp_path, "resumed.safetensors", 0.05)
+    run_to_step(killed, random.Random().randrange(2, 15))
+    killed.kill()
+    killed.wait()
+    assert not (tmp_path / "resumed.safetensors").exists()
+    last = start(tmp_path, "resumed.safetensors", 0.0)
+    out, _ = last.communicate()
+    assert last.returncode == 0
+    assert "step 1\n" not in out, "the last part began afresh"
+    assert same_bits(load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "resumed.safetensors"))
+
+
+def test_a_signal_saves_and_stops(tmp_path: Path) -> None:
+    process = start(tmp_path, "result.safetensors", 0.05)
+    run_to_step(process, 3)
+    process.terminate()
+    out, _ = process.communicate()
+    assert process.returncode == 3
+    assert "run the same command again" in out
+    assert read_header(tmp_path / "resume")["step"] >= 3
+
+
+SETTINGS = FinetuneSettings(epochs=3, learning_rate=0.1, precision="fp32", checkpoint_minutes=60)
+
+
+def train(classifier: TinyClassifier, directory: Path | None = None, **options: object) -> object:
+    settings = options.pop("settings", SETTINGS)
+    loader = options.pop("loader", None) or SyntheticLoader()
+    return finetune(
+        classifier,
+        loader,
+        torch.nn.CrossEntropyLoss(),
+        settings,
+        checkpoint_dir=directory,
+        device="cpu",
+        **options,
+    )
+
+
+class Press:
+    """Press Ctrl-C when a step is told."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __call__(self, place: object) -> None:
+        if place.step == self.step:  # type: ignore[attr-defined]
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("step", [1, 7, 20])
+def test_interrupted_run_ends_with_the_same_bits(tmp_path: Path, optimizer: str, step: int) -> None:
+    settings = FinetuneSettings(epochs=3, optimizer=optimizer, schedule_step="step", precision="fp32")
+    whole, parted = TinyClassifier(), TinyClassifier()
+    expected = train(whole, settings=settings)
+    with pytest.raises(Interrupted, match=f"stopped at step {step} "):
+        train(parted, tmp_path, settings=settings, progress=Press(step))
+    fresh, loader = TinyClassifier(), SyntheticLoader()
+    result = train(fresh, tmp_path, settings=settings, loader=loader)
+    assert result.resumed_from == step
+    assert loader.served == 21 - step, "batches that were used before are not read again"
+    assert same_bits(state_of(whole), state_of(fresh))
+    for one, two in zip(expected.history, result.history, strict=True):
+        assert (one["loss"], one["accuracy"]) == (two["loss"], two["accuracy"])
+
+
+def test_interrupt_during_evaluation_loses_nothing(tmp_path: Path) -> None:
+    def press(_: object) -> dict[str, float]:
+        signal.raise_signal(signal.SIGINT)
+        return {"macro": 0.0}
+
+    whole, fresh = TinyClassifier(), TinyClassifier()
+    train(whole)
+    with pytest.raises(Interrupted):
+        train(TinyClassifier(), tmp_path, evaluate=press)
+    loader = SyntheticLoader()
+    train(fresh, tmp_path, evaluate=lambda _: {"macro": 0.0}, loader=loader)
+    assert loader.served == 14, "the first epoch is not repeated"
+    assert same_bits(state_of(whole), state_of(fresh))
+
+
+def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
+    whole, again, loader = TinyClassifier(), TinyClassifier(), SyntheticLoader()
+    first = train(whole, tmp_path)
+    second = train(again, tmp_path, loader=loader)
+    assert loader.served == 0
+    assert second.history == first.history
+    assert same_bits(state_of(whole), state_of(again))
+
+
+def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    train(TinyClassifier(), tmp_path, identity="a")
+    other = FinetuneSettings(epochs=5, precision="fp32")
+    with pytest.raises(TrainingError, match="epochs 3 there, 5 here"):
+        train(TinyClassifier(), tmp_path, settings=other, identity="a")
+    with pytest.raises(TrainingError, match="data, model or loader"):
+        train(TinyClassifier(), tmp_path, identity="b")
+    with pytest.raises(TrainingError, match="7 batches an epoch there, 4 here"):
+        train(TinyClassifier(), tmp_path, identity="a", loader=SyntheticLoader(batch_size=16))
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    train(TinyClassifier(), tmp_path)
+    with pytest.raises(TrainingError, match=r"weight\.norm\.weight is absent"):
+        train(TinyClassifier(norm=True), tmp_path)
+
+
+def test_half_a_file_is_an_error_with_a_way_out(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, {"weight": torch.zeros(100)}, {})
+    path = tmp_path / CHECKPOINT_NAME
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(TrainingError, match=r"cannot be read.*delete"):
+        train(TinyClassifier(), tmp_path)
+
+
+def test_the_previous_checkpoint_stands_until_the_next_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path, {"weight": torch.zeros(1)}, {"step": 1})
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dualtail.engine.checkpoint.os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(tmp_path, {"weight": torch.ones(1)}, {"step": 2})
+    assert read_header(tmp_path)["step"] == 1
