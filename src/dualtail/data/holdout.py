@@ -58,5 +58,6 @@ def hold_out_val(manifest: Manifest, per_class: int = 20, seed: int = 0) -> Mani
             f"; {per_class} a class were asked for, but the smallest class has {int(counts[givers].min())}"
         )
     if not givers.all():
-        note += f"; not balanced: {int((~givers).sum())} classes with fewer than 2 training images gave none"
+        none = int((~givers).sum())
+        note += f"; not balanced: {none} class{'es' * (none > 1)} with fewer than 2 training images gave none"
     return manifest.with_note(note, splits=splits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -246,8 +247,10 @@ class Loader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=_start_worker,
             collate_fn=_unchanged,
+            # Its own generator, as the data loader would otherwise draw from the global one that training uses.
+            generator=torch.Generator(),
         )
 
     def __len__(self) -> int:
@@ -385,7 +388,8 @@ def _require_images(manifest: Manifest) -> None:
         raise DataError("the split has no image", where=str(manifest.root), fix="give one with images")
 
 
-def _ignore_interrupt(worker: int) -> None:
+def _start_worker(worker: int) -> None:
+    warnings.filterwarnings("ignore", module="PIL")  # odd metadata, once an image and a worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
 
 

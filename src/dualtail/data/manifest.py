@@ -210,6 +210,8 @@ def relative_to_root(path: str, root: Path) -> str:
         >>> relative_to_root("/data/train/a b.png", Path("/data")), relative_to_root("/other/a.png", Path("/data"))
         ('train/a b.png', '/other/a.png')
     """
+    if not path.startswith(("/", ".")) and "/." not in path and "//" not in path and os.sep == "/":
+        return path  # nothing to resolve, as in nearly every row of a large table
     joined = os.path.normpath(os.path.join(root, path))
     inside = os.path.relpath(joined, root)
     return Path(joined if inside.startswith("..") else inside).as_posix()

@@ -21,6 +21,7 @@ from dualtail.data.manifest import (
 from dualtail.data.problems import DataFaults, Problem
 from dualtail.errors import DataError
 
+MAX_SUGGESTIONS = 20
 _CANONICAL_ID = re.compile(r"0|[1-9][0-9]*")  # "007" is a name, not the id 7
 
 
@@ -103,14 +104,18 @@ def label_ids(
     index_of = {name: index for index, name in enumerate(names)}
     as_ids = all(_CANONICAL_ID.fullmatch(value) for value in values) and not set(values) <= set(index_of)
     labels = np.zeros(len(values), dtype=np.int64)
-    problems = []
+    problems: list[Problem] = []
+    suggestions: dict[str, str] = {}  # a search among all names takes a while, and rows repeat each other
     for row, value in enumerate(values):
         found = int(value) if as_ids else index_of.get(value, -1)
         if 0 <= found < len(names):
             labels[row] = found
         elif value:
             otherwise = f"ids go from 0 to {len(names) - 1}" if as_ids else f"there are {len(names)} classes"
-            fix = otherwise if as_ids else nearest_fix(value, names, otherwise)
+            if value not in suggestions:
+                searched = not as_ids and len(suggestions) < MAX_SUGGESTIONS
+                suggestions[value] = nearest_fix(value, names, otherwise) if searched else otherwise
+            fix = suggestions[value]
             problems.append(Problem(f"unknown label {value!r}", f"{where}, {unit} {row + 1}", fix))
     return labels, problems
 

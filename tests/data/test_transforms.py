@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dualtail.data import transforms
+from dualtail.data.transforms import (
+    SCHEDULES,
+    TRAIN_TRANSFORMS,
+    EvalTransform,
+    MinimalistCrop,
+    RandomResizedCrop,
+    eval_transform,
+    train_transform,
+    train_transform_options,
+)
+from dualtail.errors import InputError
+from dualtail.imagespec import ImageSpec
+
+SPEC = ImageSpec(size=32)
+
+
+def photo(width: int = 90, height: int = 60) -> Image.Image:
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def position_image(width: int, height: int) -> Image.Image:
+    """Red is the column, green the row: a crop tells where it was cut."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return Image.fromarray(np.stack([x, y, 0 * x], axis=-1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("name", TRAIN_TRANSFORMS)
+@pytest.mark.parametrize("size", [(90, 60), (20, 31), (32, 32), (300, 7), (1, 1)])
+def test_every_train_transform_gives_a_uint8_square(name, size):
+    transform = train_transform(SPEC, name)
+    for progress in (0.0, 0.4, 1.0):
+        out = transform(photo(*size), progress)
+        assert out.shape == (3, 32, 32)
+        assert out.dtype == torch.uint8
+        assert out.is_contiguous()
+
+
+@pytest.mark.parametrize("name", TRAIN_TRANSFORMS)
+def test_randomness_comes_from_the_generator_alone(name):
+    transform = train_transform(SPEC, name, flip=0.5)
+    outs = []
+    for seed in (1, 1, 2, 3, 4):
+        torch.manual_seed(seed)
+        outs.append(transform(photo(), 0.3))
+    assert torch.equal(outs[0], outs[1])
+    assert any(not torch.equal(outs[0], out) for out in outs[2:])
+
+
+@pytest.mark.parametrize("name", TRAIN_TRANSFORMS)
+def test_without_flip_nothing_is_mirrored(name):
+    """The column index must rise from left to right in every sample; with flips it falls in about half."""
+    for flip, expected in ((0.0, 0), (1.0, 20)):
+        options = {"num_ops": 0} if name == "rand_augment" else {}
+        transform = train_transform(SPEC, name, flip=flip, **options)
+        mirrored = 0
+        for seed in range(20):
+            torch.manual_seed(seed)
+            row = transform(position_image(200, 200))[0, 16].float()
+            mirrored += int(row[0] > row[-1])
+        assert mirrored == expected
+
+
+def test_options_are_those_that_exist():
+    assert set(train_transform_options("resize")) == {"interpolation", "resize", "flip"}
+    for name in TRAIN_TRANSFORMS:
+        assert {"interpolation", "flip"} <= set(train_transform_options(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("minimalst", {}, "there is no train transform 'minimalst'; did you mean 'minimalist'?"),
+        ("resize", {"scale": (0.1, 1)}, "has no option 'scale'; it takes interpolation, resize, flip"),
+        ("random_resized_crop", {"flp": 0}, "has no option 'flp'; did you mean 'flip'?"),
+        ("random_resized_crop", {"flip": 2}, "flip is 2"),
+        ("random_resized_crop", {"scale": (0.5, 0.1)}, "scale is"),
+        ("random_resized_crop", {"scale": [0.5, 2]}, "scale is"),
+        ("random_resized_crop", {"interpolation": "nearest"}, "unknown interpolation 'nearest'"),
+        ("rand_augment", {"magnitude": 31}, "magnitude 31"),
+        ("minimalist", {"schedule": "sine"}, "unknown schedule 'sine'"),
+        ("resize", {"resize": 16}, "resize is 16"),
+    ],
+)
+def test_wrong_options(name, options, message):
+    with pytest.raises(InputError) as caught:
+        train_transform(SPEC, name, **options)
+    assert message in str(caught.value)
+
+
+def test_lists_of_a_recipe_become_tuples():
+    assert train_transform(SPEC, scale=[0.5, 1.0]) == RandomResizedCrop(32, "bicubic", scale=(0.5, 1.0))
+
+
+def test_random_resized_crop_covers_its_scale():
+    transform = train_transform(SPEC, scale=(0.25, 1.0), flip=0)
+    parts = []
+    for seed in range(300):
+        torch.manual_seed(seed)
+        out = transform(position_image(200, 200)).float()
+        width = (out[0, 16, -1] - out[0, 16, 0]) / 31 * 32
+        height = (out[1, -1, 16] - out[1, 0, 16]) / 31 * 32
+        parts.append(float(width * height) / 200**2)
+    assert min(parts) == pytest.approx(0.25, abs=0.06)
+    assert max(parts) > 0.9
+
+
+def test_rand_augment_does_something_and_can_be_strong():
+    torch.manual_seed(0)
+    plain = train_transform(SPEC, "rand_augment", num_ops=0)(photo())
+    torch.manual_seed(0)
+    strong = train_transform(SPEC, "rand_augment", num_ops=3, magnitude=20)(photo())
+    assert not torch.equal(plain, strong)
+
+
+# --- the minimalist crop of LIFT+
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_minimalist_schedule(schedule):
+    crop = MinimalistCrop(32, "bicubic", schedule=schedule)
+    scales = [crop.min_scale(t) for t in np.linspace(0, 1, 11)]
+    assert scales == sorted(scales)
+    assert scales[0] == (1.0 if schedule == "max" else 0.08)
+    assert scales[-1] == (0.08 if schedule == "min" else 1.0)
+    middle = {"convex": 1 - math.sqrt(0.75), "linear": 0.5, "concave": math.sqrt(0.75), "min": 0, "max": 1}
+    assert scales[5] == pytest.approx(0.08 + 0.92 * middle[schedule])
+
+
+def test_minimalist_ends_with_the_largest_square():
+    crop = MinimalistCrop(60, "bicubic")
+    for seed in range(10):
+        torch.manual_seed(seed)
+        out = crop(position_image(90, 60), progress=1.0).int()
+        assert out[1, :, 0].tolist() == list(range(60))
+        assert (out[0, :, 1:] - out[0, :, :-1] == 1).all()
+
+
+def test_minimalist_cuts_squares_anywhere():
+    crop = MinimalistCrop(16, "bilinear")
+    lefts, sides = [], []
+    for seed in range(200):
+        torch.manual_seed(seed)
+        out = crop(position_image(200, 100), progress=0.0).float()
+        width = float(out[0, 8, -1] - out[0, 8, 0])
+        assert width == pytest.approx(float(out[1, -1, 8] - out[1, 0, 8]), abs=2)
+        lefts.append(float(out[0, 8, 0]))
+        sides.append(width * 16 / 15)
+    assert max(lefts) > 150
+    # 0.08 of the area is a square of 40, the largest that fits is one of 100.
+    assert 35 < min(sides) < 50
+    assert max(sides) > 95
+
+
+# --- evaluation
+
+
+def test_eval_transform_equals_torchvision_on_pil():
+    from torchvision.transforms import v2
+
+    reference = v2.Compose([v2.Resize(36, v2.InterpolationMode.BICUBIC), v2.CenterCrop(32), v2.PILToTensor()])
+    for size in ((90, 60), (60, 90), (33, 500), (20, 25)):
+        image = photo(*size)
+        difference = (reference(image).int() - eval_transform(SPEC)(image).int()).abs()
+        assert difference.max() <= 2, size
+        assert difference.float().mean() < 0.1, size
+
+
+def test_defaults_are_those_of_the_field():
+    spec = ImageSpec(size=224)
+    assert eval_transform(spec) == EvalTransform(224, 256, "bicubic")
+    assert eval_transform(spec, crops=5) == EvalTransform(224, 248, "bicubic", 5)
+    assert eval_transform(ImageSpec(size=336)).resize == 384
+    assert eval_transform(spec, resize=224, interpolation="bilinear").key == "224_224_bilinear_1crop"
+
+
+def test_five_and_ten_crops():
+    image = position_image(50, 40)
+    five = eval_transform(SPEC, crops=5, resize=40)(image)
+    ten = eval_transform(SPEC, crops=10, resize=40)(image)
+    assert five.shape == (5, 3, 32, 32)
+    assert ten.shape == (10, 3, 32, 32)
+    assert torch.equal(ten[:5], five)
+    assert torch.equal(ten[5:].sum(0), five.flip(-1)[[0, 1, 2, 3, 4]].sum(0))
+    corners = [tuple(crop[:2, 0, 0].tolist()) for crop in five]
+    assert corners == [(0, 0), (18, 0), (0, 8), (18, 8), (9, 4)]
+    assert torch.equal(five[4], eval_transform(SPEC, resize=40)(image))
+
+
+def test_key_tells_transforms_apart():
+    variants = [
+        EvalTransform(32, 36, "bicubic"),
+        EvalTransform(32, 32, "bicubic"),
+        EvalTransform(32, 36, "bilinear"),
+        EvalTransform(32, 36, "bicubic", 5),
+        EvalTransform(32, 36, "bicubic", 1, 0.5),
+        EvalTransform(28, 36, "bicubic"),
+    ]
+    assert len({variant.key for variant in variants}) == len(variants)
+
+
+@pytest.mark.parametrize("options", [{"crops": 3}, {"resize": 10}, {"interpolation": "box"}])
+def test_wrong_eval_options(options):
+    with pytest.raises(InputError):
+        eval_transform(SPEC, **options)
+
+
+def test_min_side_leaves_detail():
+    assert eval_transform(ImageSpec(size=224)).min_side == 512
+    assert train_transform(ImageSpec(size=224)).min_side == 792
+    assert train_transform(ImageSpec(size=224), scale=(0.25, 1)).min_side == 448
+
+
+def test_spec_interpolation_is_followed():
+    spec = ImageSpec(size=32, interpolation="bilinear")
+    for name in TRAIN_TRANSFORMS:
+        assert transforms.train_transform(spec, name).interpolation == "bilinear"
