@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from dualtail.engine.checkpoint import read_checkpoint, restore_into, write_checkpoint
-from dualtail.engine.launch import make_accelerator
+from dualtail.engine.launch import check_share, make_accelerator
 from dualtail.engine.memory import is_out_of_memory, out_of_memory_error
 from dualtail.engine.optimize import Loss, Stepper, StepRecord, random_seed
 from dualtail.engine.progress import WINDOW, Progress, ProgressCallback, Rate
@@ -266,7 +266,7 @@ class _Run:
     ) -> None:
         self.classifier, self.settings, self.accelerator, self.stop = classifier, settings, accelerator, stop
         self.loader = loader
-        _check_share(loader, accelerator.num_processes)
+        check_share(loader, accelerator.num_processes)
         classifier.train()
         self.stepper = Stepper(classifier, loss, settings, accelerator)
         self.buffers = _running_statistics(classifier)
@@ -612,17 +612,6 @@ class NotFiniteError(TrainingError):
     def __init__(self, what: str, *, fix: str, step: int, sample_ids: list[str]) -> None:
         super().__init__(what, fix=fix)
         self.step, self.sample_ids = step, sample_ids
-
-
-def _check_share(loader: TrainLoader, processes: int) -> None:
-    """Refuse a loader that was cut for another number of processes: they would train on the same images."""
-    cut = getattr(getattr(loader, "plan", None), "world_size", processes)
-    if cut != processes:
-        raise InputError(
-            f"the loader is cut for {cut} processes, but {processes} run",
-            where="loader",
-            fix="make it with world_size=processes and this process's rank",
-        )
 
 
 def _running_statistics(module: nn.Module) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 
 from dualtail.engine.precision import resolve_device, resolve_precision
+from dualtail.errors import InputError
 
 
 def make_accelerator(
@@ -24,18 +25,42 @@ def make_accelerator(
         >>> make_accelerator("cpu", "fp32").device
         device(type='cpu')
     """
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    AcceleratorState._reset_state(reset_partial_state=not distributed)
-    if not distributed:
-        if device != "auto" and resolve_device(device).type == "cuda":
-            torch.cuda.set_device(resolve_device(device))
-        PartialState(cpu=device == "cpu")
-    resolved = resolve_precision(precision, PartialState().device)
+    resolved = resolve_precision(precision, join_processes(device).device)
     return Accelerator(
         mixed_precision="no" if resolved == "fp32" else resolved,
         log_with=None if events_dir is None else "tensorboard",
         project_dir=None if events_dir is None else str(events_dir),
     )
+
+
+def join_processes(device: str | torch.device = "auto") -> PartialState:
+    """Return Accelerate's state of this process for ``device``, having joined the other processes if there are any.
+
+    Example:
+        >>> join_processes("cpu").num_processes
+        1
+    """
+    joined = torch.distributed.is_available() and torch.distributed.is_initialized()
+    AcceleratorState._reset_state(reset_partial_state=not joined)
+    wanted = resolve_device(device)
+    if not joined and wanted.type == "cuda":
+        torch.cuda.set_device(wanted)
+    return PartialState(cpu=wanted.type == "cpu")
+
+
+def check_share(loader: object, processes: int) -> None:
+    """Refuse a loader that was cut for another number of processes: they would all work on the same images.
+
+    Raises:
+        InputError: it has a ``plan.world_size`` that is not ``processes``.
+    """
+    cut = getattr(getattr(loader, "plan", None), "world_size", processes)
+    if cut != processes:
+        raise InputError(
+            f"the loader is cut for {cut} processes, but {processes} run",
+            where="loader",
+            fix="make it with world_size=processes and this process's rank",
+        )
 
 
 def process_rank() -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +16,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """Return the device to work on: ``"auto"`` is CUDA, then Apple's MPS, then the CPU.
+    """Return the device to work on: ``"auto"`` is CUDA (this process's own GPU), then Apple's MPS, then the CPU.
 
     Raises:
         InputError: the device does not exist here.
@@ -26,7 +27,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """
     if str(device) == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
+            own = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
+            return torch.device("cuda", own % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         found = torch.device(device)
