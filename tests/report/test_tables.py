@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dualtail.errors import RunError
+from dualtail.report.formats import to_csv, to_json, to_latex, to_markdown
+from dualtail.report.results import read_results
+from dualtail.report.sheet import Column, Estimate, Sheet
+from dualtail.report.tables import (
+    groups_sheet,
+    methods_sheet,
+    print_run,
+    run_sheets,
+    subset_sizes_sheet,
+    subsets_sheet,
+)
+
+MakeRun = Callable[..., Path]
+NASTY = "<script>alert(1)</script>"
+
+
+def printed(root: Path, width: int = 120) -> str:
+    console = Console(width=width, file=io.StringIO(), highlight=False)
+    print_run(root, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_terminal_shows_methods_and_subsets(run_dir: Path) -> None:
+    text = printed(run_dir)
+    metrics = json.loads((run_dir / "adjusted/metrics.json").read_text())
+    low, high = (f"{100 * bound:.1f}" for bound in metrics["overall_ci"])
+    assert f"{100 * metrics['overall']:.1f} ({low}–{high})" in text
+    assert "tail-tail" in text
+    assert "clip, openclip, metaclip" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_terminal_never_cuts_a_number(run_dir: Path, width: int) -> None:
+    metrics = json.loads((run_dir / "adjusted/metrics.json").read_text())
+    row = next(line for line in printed(run_dir, width).splitlines() if line.startswith("backdoor"))
+    low, high = metrics["overall_ci"]
+    assert f"{100 * metrics['overall']:.1f} ({100 * low:.1f}–{100 * high:.1f})" in row
+    assert row.split()[-1].replace(".", "").isdigit()
+
+
+def test_groups_are_those_of_metrics(run_dir: Path) -> None:
+    row = groups_sheet(read_results(run_dir)).rows[-1]
+    metrics = json.loads((run_dir / "adjusted/metrics.json").read_text())
+    assert row["model"] == "ensemble"
+    for kind in ("d", "p"):
+        for name in ("many", "medium", "few"):
+            expected = metrics[f"{kind}_groups"][name]
+            assert row[f"{kind}_{name}"] == Estimate(
+                expected["accuracy"], *expected["ci"], expected["n"], expected["classes"]
+            )
+    assert row["tail_tail"].value == metrics["tail_tail"]["accuracy"]
+
+
+def test_single_member_without_text(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "one", backbones=["resnet"], text=False)
+    results = read_results(run)
+    assert not subsets_sheet(results)
+    assert "tail_tail" not in [column.key for column in methods_sheet(results).columns]
+    assert "no pre-training prior" in printed(run)
+
+
+def test_seeds_stand_beside_different_models(make_run: MakeRun, tmp_path: Path) -> None:
+    results = read_results(make_run(tmp_path / "seeds", backbones=["a", "b"], seeds=[0, 1], test_per_class=4))
+    kinds = {(row["m"], row["kind"]): row["subsets"] for row in subset_sizes_sheet(results).rows}
+    assert kinds == {
+        (1, "one model"): 4, (2, "seeds of one model"): 2, (2, "different models"): 4, (3, "mixed"): 4, (4, "mixed"): 1,
+    }  # fmt: skip
+
+
+def test_unfinished_run_is_one_clear_line(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "half", test_per_class=2)
+    (run / "adjusted/metrics.json").unlink()
+    with pytest.raises(
+        RunError, match=r"half: the run has not finished: adjusted/metrics.json is missing; 'dualtail run'"
+    ):
+        print_run(run)
+
+
+def test_optional_files_may_be_missing(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "bare", test_per_class=2)
+    for path in run.glob("adjusted/*"):
+        if path.name not in ("metrics.json", "weights.json"):
+            path.unlink()
+    for path in [run / "provenance.json", run / "stages.json", *run.glob("backbones/*/*")]:
+        path.unlink()
+    assert "bare" in printed(run)
+
+
+def test_names_are_escaped_everywhere(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "nasty", names=[NASTY, "[bold]x", "a|b_c%$\\"], test_per_class=3)
+    sheets = run_sheets(read_results(run))
+    markdown, latex = to_markdown(sheets), to_latex(sheets)
+    assert NASTY not in markdown
+    assert NASTY not in latex
+    priors = next(sheet for sheet in sheets if sheet.key == "priors")
+    assert any(NASTY in str(row.values()) for row in priors.rows) or r"a\|b" in markdown
+    printed(run)
+
+
+def test_csv_and_json_keep_fractions(run_dir: Path) -> None:
+    sheet = methods_sheet(read_results(run_dir))
+    metrics = json.loads((run_dir / "adjusted/metrics.json").read_text())
+    rows = list(csv.DictReader(io.StringIO(to_csv([sheet]))))
+    assert float(rows[-1]["overall"]) == metrics["overall"]
+    assert float(rows[-1]["overall_low"]) == metrics["overall_ci"][0]
+    content = json.loads(to_json([sheet]))
+    assert content["methods"]["rows"][-1]["tail_tail"] == metrics["tail_tail"]["accuracy"]
+
+
+def test_best_is_marked_by_what_is_printed_and_published_rows_stay_out() -> None:
+    rows = [{"x": 0.5001}, {"x": 0.5002}, {"x": 0.4}, {"x": 0.9, "mark": "published"}]
+    sheet = Sheet("s", "s", [Column("x", "x", "percent", "high")], rows, marks={"published": "published"})
+    assert sheet.best_rows(sheet.columns[0]) == {0, 1}
+    assert to_markdown([sheet]).count("**50.0**") == 2
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_nothing_wider_than_the_terminal(run_dir: Path, width: int) -> None:
+    table_lines = [
+        line for line in printed(run_dir, width).splitlines() if "clip" in line and "members" not in line
+    ]
+    assert all(len(line) <= max(width, 60) for line in table_lines)
