@@ -1,0 +1,112 @@
+"""The downstream task: a long-tailed training set, balanced val and test, in memory or as image files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dualtail.data.longtail import long_tail_counts
+from dualtail.data.manifest import Manifest
+from dualtail.data.readers import read_manifest
+from dualtail.errors import DataError
+from dualtail.lab.corpus import Sample, draw
+from dualtail.lab.render import FACTOR_VALUES
+from dualtail.lab.world import TASK, World
+
+TASK_FILE = "task.json"
+# The files have a margin around the 32 x 32 pixels: what resizing to 8/7 of the input and cutting the centre, the
+# usual preprocessing, takes off again.
+MARGIN = 2
+MANIFEST_FILE = "manifest.csv"
+
+
+def train_counts(world: World, *, balanced: bool = False) -> np.ndarray:
+    """Return ``(C,)`` training images a class: a long tail over the classes in an order of the task's own.
+
+    Args:
+        world: its task says how long the tail is.
+        balanced: spread as many images evenly instead.
+
+    Example:
+        >>> counts = train_counts(World(classes=10))
+        >>> counts.max(), counts.min()
+        (np.int64(200), np.int64(2))
+    """
+    counts = long_tail_counts(world.classes, world.task.largest, world.task.ratio)
+    if balanced:
+        return np.full(world.classes, round(counts.mean()))
+    return counts[world.rng(TASK).permutation(world.classes)]
+
+
+def draw_task(world: World, *, balanced: bool = False) -> dict[str, Sample]:
+    """Return the splits ``train``, ``val`` and ``test``; val and test do not depend on ``balanced``."""
+    per_class = {
+        "train": train_counts(world, balanced=balanced),
+        "val": np.full(world.classes, world.task.val_per_class),
+        "test": np.full(world.classes, world.task.test_per_class),
+    }
+    streams = {"train": 3 if balanced else 0, "val": 1, "test": 2}
+    return {
+        split: draw(world, np.repeat(np.arange(world.classes), counts), world.rng(TASK, streams[split]))
+        for split, counts in per_class.items()
+    }
+
+
+def write_task(world: World, folder: str | Path) -> Manifest:
+    """Write the task as PNG files in an ImageFolder tree, with a table beside it that names every factor.
+
+    Nothing of the lab is in the tree: the data room's ``folder`` reader sees ordinary images.
+
+    Args:
+        world: what to draw.
+        folder: must be absent, empty, or hold an earlier task. The same world gives the same files.
+
+    Returns:
+        The manifest of what was written.
+
+    Raises:
+        DataError: the folder holds something else.
+    """
+    folder = Path(folder).expanduser()
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / TASK_FILE).is_file()):
+        raise DataError("is there and is no task of the lab", where=str(folder), fix="name a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        rows = [row for split, sample in draw_task(world).items() for row in _write_split(world, partial, split, sample)]
+        with open(partial / MANIFEST_FILE, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["path", "label", "split", *world.factor_names])
+            writer.writerows(rows)
+        about = world.model_dump(exclude={"foundations", "architecture", "pretraining"})
+        about |= {"bayes_accuracy": world.bayes_accuracy, "train_counts": train_counts(world).tolist()}
+        (partial / TASK_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        partial.chmod(0o755)  # mkdtemp makes it private
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return read_manifest("folder", folder)
+
+
+def _write_split(world: World, root: Path, split: str, sample: Sample) -> list[list[str]]:
+    for name in world.class_names:
+        (root / split / name).mkdir(parents=True)
+    rows = []
+    for number, (image, label, factors) in enumerate(zip(sample.images, sample.labels, sample.factors, strict=True)):
+        name = world.class_names[label]
+        path = f"{split}/{name}/{number:05d}.png"
+        pixels = np.pad(image.transpose(1, 2, 0), ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), mode="edge")
+        Image.fromarray(pixels).save(root / path, compress_level=1)
+        words = [FACTOR_VALUES[key][value] for key, value in zip(world.factor_names, factors, strict=True)]
+        rows.append([path, name, split, *words])
+    return rows
