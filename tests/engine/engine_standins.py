@@ -51,11 +51,18 @@ class EvalLoader:
     """Every image once, in order, one crop a key; ``left_out`` rows are skipped as unreadable ones are."""
 
     def __init__(
-        self, count: int = 50, batch_size: int = 8, *, left_out: tuple[int, ...] = (), crops: int = 0
-    ):
+        self,
+        count: int = 50,
+        batch_size: int = 8,
+        *,
+        left_out: tuple[int, ...] = (),
+        crops: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self.images, self.labels = synthetic_images(count, seed=1)
+        self.rows = torch.arange(count).tensor_split(world_size)[rank]
         self.batch_size, self.left_out, self.crops = batch_size, left_out, crops
-        self.keys = ("plain", "flipped")
         self.passes = 0
 
     @property
@@ -63,14 +70,14 @@ class EvalLoader:
         return len(self.labels)
 
     def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size)
+        return -(-len(self.rows) // self.batch_size)
 
     def set_epoch(self, epoch: int, skip_batches: int = 0) -> None:
         pass
 
     def __iter__(self) -> Iterator[Any]:
         self.passes += 1
-        for rows in torch.arange(len(self.labels)).split(self.batch_size):
+        for rows in self.rows.split(self.batch_size):
             rows = torch.tensor([row for row in rows.tolist() if row not in self.left_out], dtype=torch.int64)
             if not len(rows):
                 continue

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dualtail.engine.gather import Tables, gather_tables
 from dualtail.engine.launch import check_share, join_processes, process_rank
-from dualtail.engine.precision import autocast, resolve_precision
+from dualtail.engine.precision import autocast, resolve_device, resolve_precision
 from dualtail.engine.progress import InferenceCallback, InferenceProgress, Rate
 from dualtail.errors import InputError
 from dualtail.logits.metrics import evaluate
@@ -120,7 +120,7 @@ def infer(
         raise InputError(f"{features!r} is not known", where="features", fix="use none, float16 or float32")
     processes = join_processes(device)
     check_share(loader, processes.num_processes)
-    place = processes.device
+    place = resolve_device(device) if processes.num_processes == 1 else processes.device
     arithmetic = resolve_precision(precision, place)
     for model in members.values():
         if isinstance(model, nn.Module):

@@ -19,12 +19,15 @@ def make_accelerator(
     """Return an Accelerator for ``device`` and ``precision``, whatever was used in this process before.
 
     Accelerate keeps one state a process and refuses a second precision or device; members of a run may differ in
-    both, so its state is forgotten first (never the process group of a distributed run).
+    both, so that state is forgotten first (never the process group of a distributed run).
 
     Example:
         >>> make_accelerator("cpu", "fp32").device
         device(type='cpu')
     """
+    AcceleratorState._reset_state()
+    if join_processes(device).device != resolve_device(device) and PartialState().num_processes == 1:
+        PartialState._reset_state()
     resolved = resolve_precision(precision, join_processes(device).device)
     return Accelerator(
         mixed_precision="no" if resolved == "fp32" else resolved,
@@ -34,18 +37,18 @@ def make_accelerator(
 
 
 def join_processes(device: str | torch.device = "auto") -> PartialState:
-    """Return Accelerate's state of this process for ``device``, having joined the other processes if there are any.
+    """Return Accelerate's state of this process, having joined the other processes if there are any.
 
     Example:
         >>> join_processes("cpu").num_processes
         1
     """
-    joined = torch.distributed.is_available() and torch.distributed.is_initialized()
-    AcceleratorState._reset_state(reset_partial_state=not joined)
-    wanted = resolve_device(device)
-    if not joined and wanted.type == "cuda":
-        torch.cuda.set_device(wanted)
-    return PartialState(cpu=wanted.type == "cpu")
+    if not PartialState._shared_state:
+        wanted = resolve_device(device)
+        if wanted.type == "cuda":
+            torch.cuda.set_device(wanted)
+        return PartialState(cpu=wanted.type == "cpu")
+    return PartialState()
 
 
 def check_share(loader: object, processes: int) -> None:

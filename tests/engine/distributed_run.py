@@ -1,0 +1,66 @@
+"""Fine-tune the stand-in and ask it for logits, in as many processes as torchrun starts; write what came out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from engine_standins import EvalLoader, SyntheticLoader, TinyClassifier, state_of
+from safetensors.torch import save_file
+
+from dualtail.engine.finetune import finetune
+from dualtail.engine.inference import infer, member_evaluation
+from dualtail.engine.launch import process_rank
+from dualtail.engine.settings import FinetuneSettings
+
+
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    rank, processes = process_rank()
+    share = {"rank": rank, "world_size": processes}
+    classifier = TinyClassifier(dropout=0.0)
+    # 51 images in batches of 8, two a step: the last batch has 3 images, the last step one batch.
+    settings = FinetuneSettings(
+        epochs=3,
+        learning_rate=0.1,
+        accumulation=2,
+        ema_decay=0.8,
+        gradient_clip=0.5,
+        precision="fp32",
+        keep="best",
+    )
+    result = finetune(
+        classifier,
+        SyntheticLoader(count=51, **share),
+        torch.nn.CrossEntropyLoss(),
+        settings,
+        checkpoint_dir=out / "resume",
+        events_dir=out / "events",
+        evaluate=member_evaluation(EvalLoader(**share), crop="plain", device="cpu", precision="fp32"),
+        device="cpu",
+    )
+    outputs = infer(
+        {"m": classifier},
+        EvalLoader(**share),
+        crops={"m": "flipped"},
+        features="float16",
+        device="cpu",
+        precision="fp32",
+    )["m"]
+    save_file(
+        {
+            **state_of(classifier),
+            "logits": outputs.logits,
+            "features": outputs.features,
+            "labels": outputs.labels,
+            "index": outputs.index,
+        },
+        out / f"rank{rank}.safetensors",
+    )
+    (out / f"rank{rank}.json").write_text(json.dumps(result.to_dict()))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
