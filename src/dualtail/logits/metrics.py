@@ -359,16 +359,16 @@ def _by_group(
             ci=bounds(weights=members),
         )
 
-    d_masks, p_masks = (
-        None if groups is None else {name: groups.mask(name).numpy() for name in GROUP_NAMES}
-        for groups in (d_groups, p_groups)
-    )
+    def row(within: NDArray[np.bool_], groups: ClassGroups) -> dict[str, GroupAccuracy]:
+        return {name: accuracy(within & groups.mask(name).numpy()) for name in GROUP_NAMES}
+
+    everything = np.ones(len(n), dtype=np.bool_)
     return {
-        "d_groups": d_masks and {name: accuracy(mask) for name, mask in d_masks.items()},
-        "p_groups": p_masks and {name: accuracy(mask) for name, mask in p_masks.items()},
-        "cross": d_masks
-        and p_masks
-        and {d: {p: accuracy(a & b) for p, b in p_masks.items()} for d, a in d_masks.items()},
+        "d_groups": None if d_groups is None else row(everything, d_groups),
+        "p_groups": None if p_groups is None else row(everything, p_groups),
+        "cross": None
+        if d_groups is None or p_groups is None
+        else {d: row(d_groups.mask(d).numpy(), p_groups) for d in GROUP_NAMES},
     }
 
 
