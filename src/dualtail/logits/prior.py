@@ -3,13 +3,14 @@
 Three different quantities go by the name "label prior"; a :class:`LabelPrior` says in ``source`` which one it is.
 
 - ``P_S(Y)``, the source prior of the downstream training set: :meth:`LabelPrior.from_counts`.
-- ``P_P(Y)``, the prior that pre-training left in a model: ``estimate_label_prior``.
-- the prior of an unlabelled target set: ``estimate_target_prior``.
+- ``P_P(Y)``, the prior that pre-training left in a model: :func:`estimate_label_prior`.
+- the prior of an unlabelled target set: :func:`estimate_target_prior`.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,10 +20,34 @@ from torch import Tensor
 
 from dualtail.errors import InputError
 from dualtail.logits._arrays import ArrayLike, as_counts, as_float, check_finite
+from dualtail.logits._intercepts import (
+    Curvature,
+    DenseCurvature,
+    MixtureProblem,
+    NotDetermined,
+    Point,
+    Problem,
+    ScaleFit,
+    certify,
+    fit_scale,
+    fits_dense,
+    log_prob_variances,
+    minimise,
+    spread_of,
+    strength_for,
+)
+from dualtail.logits._passes import SoftmaxPasses
 
 # How far from 1 the probabilities of a given log prior may sum before it is taken for something else
 # (counts, probabilities, unnormalised scores).
 _NORMALISATION_TOLERANCE = 1e-4
+
+# Optimality gaps, in nats a sample: aimed at, good enough to choose the strength, and worth a warning.
+_GAP, _ROUGH_GAP, _GAP_TO_WARN = 1e-9, 1e-6, 1e-6
+_TARGET_GAP, _TARGET_ROUNDS = 1e-5, 20
+_STRENGTH_ROUNDS = 8
+# A spread below this (a standard deviation of 1 % of a probability) is as good as none.
+_LEAST_SPREAD = 1e-4
 
 _SOURCES = ("counts", "zero_shot", "unlabelled", "mean", "uniform", "given")
 
@@ -38,10 +63,9 @@ class LabelPrior:
         source: ``"counts"`` (``P_S``), ``"zero_shot"`` (``P_P`` from labelled logits), ``"unlabelled"`` (the
             prior of an unlabelled target set), ``"mean"`` (of several), ``"uniform"`` or ``"given"``.
         num_samples: how many samples it was estimated from.
-        optimality_gap: an upper bound on how far the estimate's objective, in nats a sample, is above its
-            minimum.
+        optimality_gap: how far at most the estimate's objective, in nats a sample, is above its minimum.
         temperature: what the logits were divided by before the estimate.
-        shrinkage: precision of the Gaussian prior on the log-probabilities that was used (0: none).
+        shrinkage: strength of the ridge on the log-probabilities, in samples (0: none).
 
     Raises:
         InputError: the values are not finite, or not normalised log-probabilities.
@@ -227,6 +251,163 @@ def as_log_prior(value: LabelPrior | ArrayLike, num_classes: int, name: str = "p
     return log_prior
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """A solved problem, its Hessian, gap and scale."""
+
+    problem: Problem
+    point: Point
+    curvature: Curvature
+    gap: float
+    scale: ScaleFit | None
+
+
+def estimate_label_prior(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    sample_prior: LabelPrior | ArrayLike | None = None,
+    temperature: float | Literal["fit"] | None = None,
+    shrinkage: float | Literal["auto"] = "auto",
+    *,
+    standard_errors: bool = True,
+) -> LabelPrior:
+    r"""Estimate ``P_P(Y)``, the label prior that pre-training left in a model, from its logits on labelled samples.
+
+    With ``pi`` the samples' own label prior, ``T`` the temperature, and ``b = log q`` ::
+
+        log P_P = argmin_b  sum_i CE(f_i / T - b + log pi, y_i) + (shrinkage / 2) ||b - mean b||^2
+
+    normalised. This is GLA's estimate (Zhu et al., "Generalized Logit Adjustment", NeurIPS 2023, arXiv
+    2310.08106), a convex problem, solved here to optimality by a quasi-Newton method and certified with the
+    Hessian, in some 20 to 40 passes over the logits. Logits must be calibrated up to the prior (and ``T``) for
+    the result to be a prior: it is the one under which the model's probabilities agree with the labels.
+
+    Shrinkage. The plain optimum (``shrinkage=0``) is noisy with few samples a class and infinite for a class
+    without any. ``"auto"`` chooses the ridge towards the uniform prior from the data, by the Laplace
+    approximation of the marginal likelihood of log-probabilities that are normal with unknown variance; its traces
+    are exact up to 256 classes and come from random probes above. At 1,000 classes with 20 samples each this
+    takes about an eighth off the excess loss on held-out samples.
+
+    Standard errors are of the normalised ``log_prob``, from the inverse Hessian, less ``diag(1/n)`` where the
+    labels' counts agree with ``sample_prior`` (20 a class, or ``P_S`` of the very samples), since counts that are
+    fixed do not vary (Prentice and Pyke, Biometrika 66, 1979). With shrinkage they are root mean squared errors
+    over data *and* priors of the variance found (for labels drawn at random: posterior standard deviations), right on
+    average over classes, too small for a class whose prior is extreme. Up to 11,585 classes the Hessian is
+    inverted as a matrix (in float32 beyond 4,096); above, its diagonal is estimated with 64 random probes.
+
+    Args:
+        logits: ``(..., C)`` zero-shot logits: a tensor, a numpy array or memory map, or a two-dimensional object
+            with ``shape``, ``dtype`` and slicing by rows, which is streamed. float16 and bfloat16 are widened.
+        labels: ``(...)`` integers.
+        sample_prior: ``pi``: None for a balanced set, ``P_S`` for the training set. Where labels were drawn at
+            random, ``LabelPrior.from_counts`` of these labels gives a more precise estimate than the prior that they
+            were drawn from, whose fluctuations it takes off.
+        temperature: ``T``: None for 1, a number, or ``"fit"`` to minimise over it as well.
+        shrinkage: ``"auto"``, or the strength of the ridge in units of samples; 0 is GLA's plain optimum.
+        standard_errors: False leaves them out, and with them the ``(C, C)`` Hessian.
+
+    Returns:
+        A :class:`LabelPrior` with source ``"zero_shot"``. Its ``optimality_gap`` is in nats a sample: an upper bound
+        where the Hessian is inverted, else half the squared Newton decrement.
+
+    Raises:
+        InputError: malformed input, a class without samples at ``shrinkage=0``, or a temperature that cannot be
+            fitted.
+
+    Warns:
+        UserWarning: the labels cannot have been drawn from ``sample_prior``.
+
+    Example:
+        >>> import torch
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> labels = torch.arange(3).repeat(2000)                          # a balanced set ...
+        >>> evidence = torch.randn(6000, 3, generator=generator)           # ... with log p(x | y) up to a constant
+        >>> evidence += torch.nn.functional.one_hot(labels, 3)
+        >>> logits = evidence + torch.tensor([0.7, 0.2, 0.1]).log()        # and a model that learned another prior
+        >>> estimate_label_prior(logits, labels).prob
+        tensor([0.702..., 0.199..., 0.098...], dtype=torch.float64)
+    """
+    strength = _checked_strength(shrinkage)
+    scale = _checked_scale(temperature)
+    passes = SoftmaxPasses(logits, labels)
+    log_pi = _checked_sample_prior(sample_prior, passes)
+    deviance, freedom = _deviance(passes, log_pi)
+    fixed_counts = deviance < freedom / 10
+    if strength == 0:
+        _refuse_empty_classes(passes)
+    if deviance > freedom + 10 * math.sqrt(2 * freedom) + 20:
+        warnings.warn(
+            "the labels cannot have been drawn from sample_prior"
+            + (" (uniform by default)" if sample_prior is None else "")
+            + "; pass the prior of these samples, such as LabelPrior.from_counts of their labels",
+            stacklevel=2,
+        )
+    problem = Problem(passes, log_pi, scale, 1.0 if strength is None else strength)
+    fit = _fit(problem, strength is None, temperature == "fit", fixed_counts, standard_errors)
+    if fit.gap > _GAP_TO_WARN:
+        warnings.warn(
+            f"the estimate is {fit.gap:.2g} nats a sample from the optimum", RuntimeWarning, stacklevel=2
+        )
+    return LabelPrior(
+        fit.point.b.log_softmax(0),
+        _errors(fit, fixed_counts) if standard_errors else None,
+        source="zero_shot",
+        num_samples=passes.num_rows,
+        optimality_gap=fit.gap,
+        temperature=1 / problem.scale,
+        shrinkage=problem.strength,
+    )
+
+
+def estimate_target_prior(
+    logits: ArrayLike, source_prior: LabelPrior | ArrayLike, *, smoothing: float = 0.0
+) -> LabelPrior:
+    """Estimate the label prior of an *unlabelled* set, given the prior that the classifier's logits contain.
+
+    This is another quantity than :func:`estimate_label_prior` finds: not what the model believes but what the samples
+    hold. It maximises ``sum_i log sum_y q_y softmax(f_i)_y / source_y + smoothing sum_y log q_y`` over the
+    simplex: the optimum that the expectation maximisation of Saerens, Latinne and Decaestecker (Neural Computation
+    14, 2002) tends to, found by a quasi-Newton method in fewer passes.
+
+    Args:
+        logits: ``(..., C)`` calibrated logits of the target samples; kinds as in :func:`estimate_label_prior`.
+        source_prior: the prior in the logits: ``P_S`` for a classifier trained by cross-entropy, ``P_P`` for
+            zero-shot logits, uniform for adjusted ones.
+        smoothing: added to every class's expected count. At 0 a class that no sample supports gets a
+            probability of about 0 (1e-20 at least).
+
+    Returns:
+        A :class:`LabelPrior` with source ``"unlabelled"``; its ``optimality_gap`` is an upper bound, in nats a sample.
+
+    Raises:
+        InputError: malformed input.
+
+    Example:
+        >>> import torch
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> labels = torch.multinomial(torch.tensor([0.8, 0.2]), 4000, replacement=True, generator=generator)
+        >>> logits = torch.randn(4000, 2, generator=generator) + 2 * torch.nn.functional.one_hot(labels, 2)
+        >>> estimate_target_prior(2 * logits, LabelPrior.uniform(2)).prob
+        tensor([0.8..., 0.1...], dtype=torch.float64)
+    """
+    if not 0 <= smoothing < math.inf:
+        raise InputError(f"smoothing is {smoothing}", fix="expected a number that is not negative")
+    passes = SoftmaxPasses(logits)
+    log_source = as_log_prior(source_prior, passes.num_classes, "source_prior").to(passes.device)
+    problem = MixtureProblem(passes, log_source, smoothing)
+    point = problem.at(torch.zeros_like(log_source))
+    for _ in range(_TARGET_ROUNDS):
+        point = minimise(problem, point.b, _GAP / 10)
+        if problem.gap(point) <= _TARGET_GAP:
+            break
+    gap = problem.gap(point)
+    if gap > _TARGET_GAP:
+        warnings.warn(
+            f"the estimate may be {gap:.2g} nats a sample from the optimum", RuntimeWarning, stacklevel=2
+        )
+    return LabelPrior(point.b, source="unlabelled", num_samples=passes.num_rows, optimality_gap=gap)
+
+
 def _normalised(value: ArrayLike, name: str) -> Tensor:
     """Return ``(C,)`` log-probabilities as float64, refusing what is not normalised within the tolerance."""
     tensor = as_float(value, name).detach().double()
@@ -249,3 +430,93 @@ def _list_classes(classes: list[int], most: int = 5) -> str:
         return f"class {classes[0]}"
     named = ", ".join(map(str, classes[:most]))
     return f"classes {named}" if len(classes) <= most else f"{len(classes)} classes ({named}, ...)"
+
+
+def _checked_strength(shrinkage: float | str) -> float | None:
+    """Return the ridge's strength, None for "auto"."""
+    if shrinkage == "auto":
+        return None
+    if isinstance(shrinkage, str) or not 0 <= shrinkage < math.inf:
+        raise InputError(
+            f"shrinkage is {shrinkage!r}", fix="expected 'auto' or a number that is not negative"
+        )
+    return float(shrinkage)
+
+
+def _checked_scale(temperature: float | str | None) -> float:
+    """Return the factor of the logits: where it is to be fitted, where to start."""
+    if temperature is None or temperature == "fit":
+        return 1.0
+    if isinstance(temperature, str) or not 0 < temperature < math.inf:
+        raise InputError(f"temperature is {temperature!r}", fix="expected None, 'fit' or a positive number")
+    return 1 / float(temperature)
+
+
+def _checked_sample_prior(sample_prior: LabelPrior | ArrayLike | None, passes: SoftmaxPasses) -> Tensor:
+    given = LabelPrior.uniform(passes.num_classes) if sample_prior is None else sample_prior
+    return as_log_prior(given, passes.num_classes, "sample_prior").to(passes.device)
+
+
+def _deviance(passes: SoftmaxPasses, log_pi: Tensor) -> tuple[float, int]:
+    """Return ``2 sum n log(n / (N pi))`` and its degrees of freedom: about equal for labels drawn from ``pi``."""
+    assert passes.counts is not None
+    expected = passes.num_rows * log_pi.exp()
+    terms = torch.special.xlogy(passes.counts, passes.counts / expected)
+    return 2 * float(terms.sum()), passes.num_classes - 1
+
+
+def _refuse_empty_classes(passes: SoftmaxPasses) -> None:
+    assert passes.counts is not None
+    empty = (passes.counts == 0).nonzero().flatten().tolist()
+    if empty:
+        raise InputError(
+            f"no sample of {_list_classes(empty)}, so that the plain optimum is infinite",
+            where="labels",
+            fix="use shrinkage='auto'",
+        )
+
+
+def _fit(problem: Problem, choose: bool, fit_temperature: bool, fixed_counts: bool, dense: bool) -> _Fit:
+    """Solve the problem, first for the strength and the scale where they are to be found."""
+    start = torch.zeros_like(problem.log_pi)
+    scale: ScaleFit | None = None
+    try:
+        for _ in range(_STRENGTH_ROUNDS if choose else 0):
+            point = minimise(problem, start, _ROUGH_GAP)
+            if fit_temperature:
+                point, scale = fit_scale(problem, point, _ROUGH_GAP)
+            start, before = point.b, problem.strength
+            curvature = Curvature(problem, point)
+            spread = max(spread_of(curvature, fixed_counts), _LEAST_SPREAD)
+            problem.strength = strength_for(curvature, spread, fixed_counts)
+            # One round from a strength that is right within a factor of 2 is within a few per cent.
+            if abs(math.log(problem.strength / before)) < math.log(2):
+                break
+        point = minimise(problem, start, _GAP / 10)
+        if fit_temperature:
+            point, scale = fit_scale(problem, point, _GAP / 10)
+    except NotDetermined:
+        raise InputError(
+            "no temperature fits: the logits say nothing of the labels, or their order is wrong",
+            where="temperature",
+            fix="pass a number",
+        ) from None
+    kind = DenseCurvature if dense and fits_dense(len(start)) else Curvature
+    try:
+        point, gap, curvature = certify(problem, point, _GAP, kind)
+    except NotDetermined:
+        raise InputError(
+            "the samples do not determine the prior: groups of classes are never confused with each other",
+            where="logits",
+            fix="use shrinkage='auto', or standard_errors=False",
+        ) from None
+    return _Fit(problem, point, curvature, gap + (scale.gap / problem.size if scale else 0.0), scale)
+
+
+def _errors(fit: _Fit, fixed_counts: bool) -> Tensor:
+    """Return the standard errors of the log-probabilities, with those from a fitted scale."""
+    variances = log_prob_variances(fit.curvature, fixed_counts)
+    if fit.scale is not None:
+        response = fit.scale.response - fit.point.b.softmax(0) @ fit.scale.response
+        variances = variances + response.square() / fit.scale.curvature
+    return variances.sqrt()
