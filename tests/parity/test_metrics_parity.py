@@ -20,7 +20,7 @@ DATA = load_file(FOLDER / "metrics.safetensors")
 SAID = json.loads((FOLDER / "metrics.json").read_text())
 
 # The reference's evaluator counts in float64, so its accuracies are met to rounding. Its harmonic mean takes a class
-# accuracy below 0.001 per cent for that: our ``zero_floor``. Confidences and votes are float32, summed in another order.
+# accuracy below 0.001 per cent for that: our ``zero_floor``. Confidences and votes are float32, in another order.
 COUNTED = 1e-12
 TOLERANCE = 1e-4
 FLOOR = 1e-5
@@ -52,7 +52,9 @@ def test_accuracies(case):
     assert ours.macro == pytest.approx(said["mean_acc"], abs=COUNTED)
     assert ours.macro_f1 == pytest.approx(said["macro_f1"], abs=COUNTED)
     assert ours.worst == pytest.approx(said["worst_case_acc"], abs=COUNTED)
-    assert ours.harmonic == pytest.approx(said["hmean_acc"], abs=1e-7)  # the floor is the reference's to 7 digits
+    assert ours.harmonic == pytest.approx(
+        said["hmean_acc"], abs=1e-7
+    )  # the floor is the reference's to 7 digits
     for name, theirs in (("many", "many_acc"), ("medium", "med_acc"), ("few", "few_acc")):
         assert ours.d_groups[name].accuracy == pytest.approx(said[theirs], abs=COUNTED)
 

@@ -423,7 +423,8 @@ def harmonic_mean(accuracies: ArrayLike, zero_floor: float = 0.0) -> float:
         (0.6667, 0.0)
     """
     values = _fractions(accuracies, zero_floor)
-    return float(len(values) / (1 / values).sum()) if values.all() else 0.0
+    with np.errstate(over="ignore"):  # the inverse of a subnormal is infinite, and the mean 0
+        return float(len(values) / (1 / values).sum()) if values.all() else 0.0
 
 
 def geometric_mean(accuracies: ArrayLike, zero_floor: float = 0.0) -> float:
