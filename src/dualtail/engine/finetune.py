@@ -267,7 +267,7 @@ class _Run:
         self.classifier, self.settings, self.accelerator, self.stop = classifier, settings, accelerator, stop
         self.loader = loader
         check_share(loader, accelerator.num_processes)
-        classifier.train()
+        train_mode(classifier)
         self.stepper = Stepper(classifier, loss, settings, accelerator)
         self.buffers = _running_statistics(classifier)
         self.best: dict[str, Tensor] = {}
@@ -450,7 +450,7 @@ class _Run:
         except KeyboardInterrupt:
             raise self._interrupted() from None
         finally:
-            self.classifier.train()
+            train_mode(self.classifier)
 
     def _keep_best(self, metrics: Mapping[str, float]) -> None:
         key = self.settings.keep_metric
@@ -612,6 +612,16 @@ class NotFiniteError(TrainingError):
     def __init__(self, what: str, *, fix: str, step: int, sample_ids: list[str]) -> None:
         super().__init__(what, fix=fix)
         self.step, self.sample_ids = step, sample_ids
+
+
+def train_mode(classifier: nn.Module) -> None:
+    """Switch to training mode, except batch normalisation whose scale and shift are frozen: its statistics are too."""
+    classifier.train()
+    for layer in classifier.modules():
+        if isinstance(layer, nn.modules.batchnorm._NormBase):
+            own = list(layer.parameters())
+            if own and not any(parameter.requires_grad for parameter in own):
+                layer.eval()
 
 
 def _running_statistics(module: nn.Module) -> dict[str, Tensor]:
