@@ -27,19 +27,46 @@ CLASSES = [f"class {index}" for index in range(20)]
 SGD = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
 
 
-def adaptformer_names(name: str) -> str:
-    return (
-        name.replace("adaptformer_list.", "blocks.")
-        .replace("down_proj", "down")
-        .replace("up_proj", "up")
-        .replace(".ln.", ".norm.")
-    )
+def bottleneck_names(name: str) -> str:
+    for theirs, ours in (("adaptformer_list.", "blocks."), ("adapter_list.", "blocks."), (".ln.", ".norm.")):
+        name = name.replace(theirs, ours)
+    return name.replace("down_proj", "down").replace("up_proj", "up")
+
+
+def ssf_names(name: str) -> str:
+    _, block, place, value = name.split(".")
+    ours = {
+        "attn_in": "attention_qkv",
+        "attn_out": "attention_out",
+        "ln_1": "attention_norm",
+        "ln_2": "mlp_norm",
+        "mlp_in": "mlp_in",
+        "mlp_out": "mlp_out",
+    }
+    return f"blocks.{block}.{ours[place]}.{value}"
+
+
+def bias_names(name: str) -> str:
+    block, place = divmod(int(name.split(".")[1]), 6)
+    ours = ("attn.in_proj_bias", "attn.out_proj.bias", "ln_1.bias", "mlp.c_fc.bias", "mlp.c_proj.bias", "ln_2.bias")
+    return f"blocks.{block}.{ours[place]}"
+
+
+def lora_names(name: str) -> str:
+    _, block, place, factor = name.split(".")
+    return f"blocks.{block}.attn.qkv.{place}_proj.{factor}.weight"
 
 
 # Reference file -> (our tuner, its options, reference's tuner names -> ours).
 TUNERS = {
-    "adaptformer": ("adaptformer", {}, adaptformer_names),
+    "adaptformer": ("adaptformer", {}, bottleneck_names),
+    "adapter": ("adapter", {}, bottleneck_names),
+    "bias": ("bitfit", {}, bias_names),
+    "lora": ("lora", {}, lora_names),
     "none": ("none", {}, str),
+    "ssf": ("ssf", {}, ssf_names),
+    "vpt_deep": ("vpt_deep", {}, lambda name: name.replace("vpt_list.", "blocks.").replace("prompt", "tokens")),
+    "vpt_shallow": ("vpt_shallow", {}, lambda name: name.replace("vpt_list.0.prompt", "prompt.tokens")),
 }
 
 
@@ -74,6 +101,11 @@ def load(folders: dict[bool, Path], *, quick_gelu: bool = True) -> Backbone:
     return load_backbone(f"open_clip:{folders[quick_gelu]}")
 
 
+def like(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Return the reference's tensor laid out as ours: its LoRA factors multiply from the right."""
+    return theirs if theirs.shape == ours.shape else theirs.T
+
+
 def classifier(backbone: Backbone, name: str, ref: dict[str, Tensor]) -> tuple[Classifier, dict[str, str]]:
     """Our classifier with the reference's tuner and head in it, and its parameters' reference names."""
     ours, options, rename = TUNERS[name]
@@ -85,7 +117,7 @@ def classifier(backbone: Backbone, name: str, ref: dict[str, Tensor]) -> tuple[C
     assert names.keys() == parameters.keys()
     with torch.no_grad():
         for key, parameter in parameters.items():
-            parameter.copy_(ref[names[key]])
+            parameter.copy_(like(parameter, ref[names[key]]))
     return made, names
 
 
@@ -137,8 +169,8 @@ def test_gradients_and_sgd_steps(folders: dict[bool, Path], name: str) -> None:
         if step == 1:
             close(loss, ref["loss.LA"])
             for key, parameter in parameters.items():
-                close(parameter.grad, ref["grad." + names[key]])
+                close(parameter.grad, like(parameter, ref["grad." + names[key]]))
         optimizer.step()
         if step in (1, 3):
             for key, parameter in parameters.items():
-                close(parameter, ref[f"sgd{step}.{names[key]}"])
+                close(parameter, like(parameter, ref[f"sgd{step}.{names[key]}"]))

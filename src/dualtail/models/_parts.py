@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dualtail.errors import BackboneError
+from dualtail.errors import BackboneError, InputError, nearest
 from dualtail.imagespec import ImageSpec
 
 RANDOM = "random"
@@ -60,7 +61,8 @@ def seeded(seed: int) -> Iterator[None]:
         True
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # torch.manual_seed would reseed the accelerators' generators too, which are not forked.
+        torch.default_generator.manual_seed(seed)
         yield
 
 
@@ -94,3 +96,16 @@ def image_spec(name: str, size: object, config: Mapping[str, Any]) -> ImageSpec:
         std=std,
         interpolation=interpolation if interpolation in _INTERPOLATIONS else "bicubic",
     )
+
+
+def check_options(what: str, maker: type, options: dict[str, Any]) -> None:
+    """Refuse options that ``maker`` does not take as keywords, naming the nearest it does."""
+    parameters = inspect.signature(maker).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            guess = nearest(option, known)
+            raise InputError(
+                f"{what} has no option {option!r}",
+                fix=f"did you mean {guess!r}?" if guess else f"it takes {', '.join(known) or 'none'}",
+            )

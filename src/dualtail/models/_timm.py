@@ -8,7 +8,7 @@ from typing import Any
 
 import timm
 from timm.data import resolve_model_data_config
-from timm.models import get_pretrained_cfg
+from timm.models import Beit, Eva, VisionTransformer, VisionTransformerRelPos, get_pretrained_cfg
 from torch import Tensor, nn
 
 from dualtail.errors import BackboneError, nearest
@@ -38,16 +38,17 @@ class PooledTrunk(nn.Module):
 
 
 def family_of(trunk: Any) -> str:
-    """Return ``timm_vit``, ``timm_rope_vit`` (rotary position embeddings: EVA-02, DINOv3) or ``timm_other``."""
-    if not blocks_of(blocks_in(trunk)):
+    """Return ``timm_vit``, ``timm_relative_vit`` (positions inside the attention) or ``timm_other``."""
+    if not blocks_in(trunk):
         return "timm_other"
-    return "timm_rope_vit" if getattr(trunk, "rope", None) is not None else "timm_vit"
+    inside = isinstance(trunk, (Beit, VisionTransformerRelPos)) or getattr(trunk, "rope", None) is not None
+    return "timm_relative_vit" if inside else "timm_vit"
 
 
 def blocks_in(trunk: Any) -> list[nn.Module]:
     """Return the blocks of a plain vision transformer, ``[]`` for every other architecture."""
-    is_plain = hasattr(trunk, "patch_embed") and hasattr(trunk, "num_prefix_tokens")
-    blocks = list(getattr(trunk, "blocks", ())) if is_plain else []
+    plain = isinstance(trunk, (VisionTransformer, Eva, Beit, VisionTransformerRelPos))
+    blocks = list(trunk.blocks) if plain else []
     return blocks if blocks_of(blocks) else []
 
 

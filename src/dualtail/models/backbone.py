@@ -28,12 +28,14 @@ class Backbone(nn.Module):
         name: the string it was loaded by.
         weights: the file it was loaded from, ``"random"``, or None for the weights its name stands for.
         seed: of random weights.
-        family: ``open_clip_vit``, ``open_clip_resnet``, ``timm_vit``, ``timm_rope_vit`` or ``timm_other``.
+        family: ``open_clip_vit``, ``open_clip_resnet``, ``timm_vit``, ``timm_relative_vit`` or ``timm_other``.
         image_spec: input size and normalisation.
         feature_dim: D, the width of the feature before the projection.
         blocks: its vision tower's transformer blocks, empty if it is no plain vision transformer.
         text_blocks: its text tower's, likewise.
         weights_fingerprint: SHA-256 of the weights as loaded.
+        trains_modules: whether the vision tower follows ``train()``.
+        tuned: the names of the attached tuners, by tower.
     """
 
     pixel_mean: Tensor
@@ -50,11 +52,9 @@ class Backbone(nn.Module):
         self.blocks: tuple[Block, ...] = blocks_of(parts.blocks)
         self.text_blocks: tuple[Block, ...] = blocks_of(parts.text_blocks)
         # Parameters that the architecture itself never trains (fixed sine position embeddings).
-        self.constants = {
-            name for name, value in self.visual.named_parameters(prefix="visual") if not value.requires_grad
-        }
+        self._constant = {name for name, value in self.named_parameters() if not value.requires_grad}
         self.trains_modules = False
-        self.tuner_name: str | None = None
+        self.tuned: dict[str, str] = {}
         self._make_tokenizer = parts.tokenizer
         self._tokenizer: Any = None
         self.register_buffer("pixel_mean", torch.tensor(self.image_spec.mean).view(3, 1, 1), persistent=False)
@@ -88,18 +88,39 @@ class Backbone(nn.Module):
         bias = getattr(self._text_model(), "logit_bias", None)
         return 0.0 if bias is None else float(bias.detach())
 
+    @property
+    def text_family(self) -> str | None:
+        """``open_clip_text``, ``hub_text``, or None without a text tower."""
+        if self.text is None:
+            return None
+        return "open_clip_text" if self.text_blocks else "hub_text"
+
     def train(self, mode: bool = True) -> Backbone:
-        """Stay in evaluation mode unless the tuner trains whole modules (batch statistics, dropout)."""
-        return super().train(mode and self.trains_modules)
+        """Stay in evaluation mode; only a tuner that trains whole modules lets the vision tower follow."""
+        super().train(False)
+        self.visual.train(mode and self.trains_modules)
+        return self
 
     def freeze_modules(self) -> None:
         """Go back to evaluation mode for good: the tuner that trained whole modules is gone."""
         self.trains_modules = False
         self.eval()
 
-    def forget_tuner(self) -> None:
-        """Accept another tuner: the attached one has been detached."""
-        self.tuner_name = None
+    def tower_parameters(self, tower: str) -> dict[str, nn.Parameter]:
+        """Return every parameter that the ``"vision"`` or ``"text"`` tower's features depend on, by its name here."""
+        beside = ("text.logit_scale", "text.logit_bias", "text.text_decoder.")
+        prefix = "visual." if tower == "vision" else "text."
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if name.startswith(prefix) and not name.startswith(beside) and name not in self._constant
+        }
+
+    def tower_statistics(self) -> dict[str, Tensor]:
+        """Return the vision tower's running batch statistics, which a state dict holds beside its parameters."""
+        parameters = {name for name, _ in self.visual.named_parameters(prefix="visual")}
+        state = self.visual.state_dict(prefix="visual.")
+        return {name: value for name, value in state.items() if name not in parameters}
 
     def normalize(self, images: Tensor) -> Tensor:
         """Return uint8 images ``(B, 3, S, S)`` as normalised float32; float images are taken as normalised.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from dualtail.errors import BackboneError
+
 
 @dataclass(frozen=True)
 class Block:
@@ -30,9 +32,31 @@ class Block:
     mlp: nn.Module
     width: int
 
+    def mlp_layer_names(self, where: str) -> tuple[str, str]:
+        """Return the names of the MLP's first and last linear layer.
+
+        Raises:
+            BackboneError: the MLP is of another shape (SwiGLU with three layers).
+        """
+        for names in _MLP_LAYERS:
+            if all(isinstance(getattr(self.mlp, name, None), nn.Linear) for name in names):
+                return names
+        raise BackboneError(
+            f"its MLP ({type(self.mlp).__name__}) has no plain pair of layers to tune",
+            where=where,
+            fix="use 'adaptformer', 'adapter', or a tuner of the attention alone",
+        )
+
+    def mlp_layers(self, where: str) -> tuple[nn.Module, nn.Module]:
+        """Return the MLP's first and last linear layer; raises as ``mlp_layer_names``."""
+        first, last = self.mlp_layer_names(where)
+        return getattr(self.mlp, first), getattr(self.mlp, last)
+
 
 # (attention norm, attention, MLP norm, MLP) as open_clip and as timm call them.
 _PARTS = (("ln_1", "attn", "ln_2", "mlp"), ("norm1", "attn", "norm2", "mlp"))
+
+_MLP_LAYERS = (("c_fc", "c_proj"), ("fc1", "fc2"))
 
 # Blocks with these parts that wire them in another way (normalisation after, or branches side by side).
 _OTHER_WIRING = {"ResPostBlock", "EvaBlockPostNorm", "ParallelScalingBlock", "DiffParallelScalingBlock"}

@@ -5,7 +5,6 @@ Every head computes in float32, also under autocast: at scale 25 bfloat16 would 
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualtail.errors import BackboneError, InputError, nearest
-from dualtail.models._parts import seeded
+from dualtail.models._parts import check_options, seeded
 from dualtail.models.backbone import Backbone
 
 
@@ -129,19 +128,6 @@ def build_head(name: str, feature_dim: int, num_classes: int, *, seed: int = 0, 
         head = HEADS[name](feature_dim, num_classes, **options)
     head.options = {**options, "seed": seed}
     return head
-
-
-def check_options(what: str, maker: type, options: dict[str, Any]) -> None:
-    """Refuse options that ``maker`` does not take as keywords, naming the nearest it does."""
-    parameters = inspect.signature(maker).parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    for option in options:
-        if option not in known:
-            guess = nearest(option, known)
-            raise InputError(
-                f"{what} has no option {option!r}",
-                fix=f"did you mean {guess!r}?" if guess else f"it takes {', '.join(known) or 'none'}",
-            )
 
 
 def text_weight(backbone: Backbone, text_features: Tensor) -> Tensor:

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dualtail.models.blocks import Block
 from dualtail.models.tuners.base import Site, Tuner
+from dualtail.models.tuners.bottleneck import Bottleneck
 
 
-class ParallelBottleneck(nn.Module):
+class ParallelBottleneck(Bottleneck):
     """``scale * Up(ReLU(Down(LN(x))))`` of the residual stream, added to its block's output.
 
     It reads ``x`` where the block's MLP norm does, so it fits any pre-norm block, with or without layer scale.
@@ -23,19 +23,13 @@ class ParallelBottleneck(nn.Module):
     """
 
     def __init__(self, width: int, bottleneck: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.down = nn.Linear(width, bottleneck)
-        self.up = nn.Linear(bottleneck, width)
+        super().__init__(width, bottleneck)
         self.scale = nn.Parameter(torch.ones(1))
-        nn.init.zeros_(self.down.bias)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
         self._residual: Tensor | None = None
 
     def forward(self, residual: Tensor) -> Tensor:
         """Return what is added to the residual stream ``(B, T, D)``."""
-        return self.scale * self.up(F.relu(self.down(self.norm(residual))))
+        return self.scale * super().forward(residual)
 
     def read(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Hook on the MLP norm: note its input."""

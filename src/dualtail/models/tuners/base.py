@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from dualtail.errors import BackboneError, InputError
 from dualtail.models.backbone import Backbone
 from dualtail.models.blocks import Block
+
+# What a tower can be; the columns of the table of which tuner fits where.
+FAMILIES: dict[str, str] = {
+    "open_clip_vit": "open_clip's vision transformers",
+    "open_clip_resnet": "open_clip's CLIP ResNets",
+    "timm_vit": "timm's plain vision transformers, also as open_clip trunks (SigLIP, DeiT, DINOv2)",
+    "timm_relative_vit": "timm's vision transformers with positions inside the attention (EVA-02, DINOv3, BEiT)",
+    "timm_other": "every other timm model (ConvNeXt, EfficientNet, Swin, FastViT)",
+    "open_clip_text": "open_clip's text transformers",
+    "hub_text": "text towers from the Hugging Face hub",
+}
+EVERY = frozenset(FAMILIES)
+TRANSFORMERS = frozenset({"open_clip_vit", "timm_vit", "timm_relative_vit", "open_clip_text"})
 
 
 @dataclass(frozen=True)
@@ -20,30 +34,47 @@ class Site:
 
     Attributes:
         backbone: the foundation model.
-        blocks: the chosen blocks of its vision tower.
-        depth: how many blocks that tower has, chosen or not.
+        tower: ``"vision"`` or ``"text"``.
+        blocks: the chosen blocks of that tower, all if none were chosen.
+        depth: how many blocks the tower has, chosen or not.
         num_classes: C, from which widths follow.
+        seed: of random choices that are not weights.
     """
 
     backbone: Backbone
+    tower: str
     blocks: tuple[Block, ...]
     depth: int
     num_classes: int
+    seed: int
 
     def tower_parameters(self) -> dict[str, nn.Parameter]:
-        """Return every parameter that the features depend on, under the backbone's names."""
-        named = self.backbone.visual.named_parameters(prefix="visual")
-        return {name: parameter for name, parameter in named if name not in self.backbone.constants}
+        """Return every parameter that the tower's features depend on, under the backbone's names."""
+        return self.backbone.tower_parameters(self.tower)
 
-    def tower_buffers(self) -> dict[str, Tensor]:
-        """Return the buffers that belong to the tower's state dict: running batch statistics."""
-        state = self.backbone.visual.state_dict(prefix="visual.")
-        parameters = {name for name, _ in self.backbone.visual.named_parameters(prefix="visual")}
-        return {name: value for name, value in state.items() if name not in parameters}
+    def block_parameters(self) -> dict[str, nn.Parameter]:
+        """Return every parameter of the chosen blocks as ``blocks.INDEX.NAME``."""
+        return {
+            f"blocks.{block.index}.{name}": parameter
+            for block in self.blocks
+            for name, parameter in block.module.named_parameters()
+        }
 
     def bottleneck(self, width: int | None) -> int:
-        """Return ``width``, or LIFT's ``2 ** max(0, floor(log2(C / (2 * blocks))))`` for None."""
-        return bottleneck_width(self.num_classes, self.depth) if width is None else width
+        """Return ``width``, or LIFT's ``2 ** max(0, floor(log2(C / (2 * blocks))))`` for None.
+
+        Raises:
+            InputError: a width below 1.
+        """
+        if width is None:
+            return bottleneck_width(self.num_classes, self.depth)
+        if width < 1:
+            raise InputError(f"width is {width}", fix="give a positive width, or none for the automatic one")
+        return width
+
+    def refuse(self, what: str, fix: str = "see the table in docs/choose-a-tuner.md") -> BackboneError:
+        """Return the error of a tuner that does not fit this very model, though it fits its family."""
+        return BackboneError(what, where=self.backbone.name, fix=fix)
 
 
 def bottleneck_width(num_classes: int, depth: int) -> int:
@@ -58,21 +89,27 @@ def bottleneck_width(num_classes: int, depth: int) -> int:
 
 
 class Tuner(nn.Module):
-    """Trainable parameters that change what a frozen backbone computes.
+    """Trainable parameters that change what a frozen tower computes.
 
     Making one attaches it; ``detach`` leaves the backbone as it was. Its own parameters are sub-modules of this
-    module; a tuner that trains the backbone's parameters names them in ``trainable``.
+    module; a tuner whose parameters live in the backbone names them in ``trainable``.
 
     Attributes:
         name: its key in ``TUNERS``.
+        families: the towers it fits, keys of ``FAMILIES``.
+        neutral: whether it changes nothing before the first step.
         options: what it was made with, JSON-able, for the saved configuration.
+        tower: ``"vision"`` or ``"text"``.
     """
 
     name: ClassVar[str]
+    families: ClassVar[frozenset[str]] = TRANSFORMERS
+    neutral: ClassVar[bool] = True
 
     def __init__(self, site: Site) -> None:
         super().__init__()
-        self.options: dict[str, object] = {}
+        self.options: dict[str, Any] = {}
+        self.tower = site.tower
         self._undo: list[Callable[[], None]] = []
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -89,7 +126,7 @@ class Tuner(nn.Module):
         return sum(parameter.numel() for parameter in self.trainable().values())
 
     def detach(self) -> None:
-        """Leave the backbone as it was before. The tuner's parameters stay readable."""
+        """Leave the backbone as it was before. The tuner's own parameters stay readable."""
         while self._undo:
             self._undo.pop()()
 
@@ -97,21 +134,32 @@ class Tuner(nn.Module):
         """Remember what ``detach`` has to do; the last comes first."""
         self._undo.append(undo.remove if isinstance(undo, RemovableHandle) else undo)
 
+    def replace(self, owner: nn.Module, name: str, module: nn.Module) -> None:
+        """Put ``module`` in the place of ``owner.name`` until ``detach``."""
+        before = getattr(owner, name)
+        setattr(owner, name, module.train(before.training))
 
-class NoTuner(Tuner):
-    """Trains nothing in the backbone: a linear probe."""
+        def put_back() -> None:
+            # The tower may have moved to another device meanwhile.
+            setattr(owner, name, before.to(next(owner.parameters()).device))
 
-    name = "none"
+        self.on_detach(put_back)
 
 
 class BackboneTuner(Tuner):
     """Trains some of the backbone's own parameters in place.
 
     ``detach`` writes the pre-trained values back; they are kept on the CPU meanwhile.
+
+    Args:
+        site: where it goes.
+        chosen: the parameters, under stable names.
     """
 
     def __init__(self, site: Site, chosen: dict[str, nn.Parameter]) -> None:
         super().__init__(site)
+        if not chosen:
+            raise site.refuse(f"the tuner {self.name!r} finds nothing to train in the chosen blocks")
         self._chosen = chosen
         original = {name: parameter.detach().to("cpu", copy=True) for name, parameter in chosen.items()}
         for parameter in chosen.values():
@@ -119,7 +167,7 @@ class BackboneTuner(Tuner):
         self.on_detach(lambda: _restore(chosen, original))
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Return the chosen parameters of the backbone under the backbone's names."""
+        """Return the chosen parameters of the backbone under their stable names."""
         return dict(self._chosen)
 
 

@@ -5,30 +5,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dualtail.models.tuners.base import BackboneTuner, Site
+from dualtail.models.tuners.base import EVERY, BackboneTuner, Site
 
 
 class Full(BackboneTuner):
-    """Trains every parameter that the features depend on; dropout and batch statistics follow ``train()``.
+    """Trains every parameter that the features depend on.
 
-    Running batch statistics are saved with the parameters.
+    In a vision tower, dropout and batch statistics follow ``train()``; the statistics are saved with the parameters.
 
     Args:
         site: where it goes.
     """
 
     name = "full"
+    families = EVERY
 
     def __init__(self, site: Site) -> None:
         super().__init__(site, site.tower_parameters())
-        self._statistics = site.tower_buffers()
-        backbone, original = site.backbone, {name: value.clone() for name, value in self._statistics.items()}
+        self._statistics: dict[str, Tensor] = {}
+        if site.tower == "vision":
+            self._follow_training(site)
+
+    def _follow_training(self, site: Site) -> None:
+        backbone = site.backbone
+        self._statistics = backbone.tower_statistics()
+        original = {name: value.clone() for name, value in self._statistics.items()}
         backbone.trains_modules = True
         self.on_detach(backbone.freeze_modules)
-        self.on_detach(lambda: _put_back(self._statistics, original))
+        self.on_detach(lambda: _put_back(backbone.tower_statistics(), original))
 
     def extra_state(self) -> dict[str, Tensor]:
-        """Return the tower's running statistics, if it has any."""
+        """Return the vision tower's running statistics, if it has any."""
         return dict(self._statistics)
 
 
