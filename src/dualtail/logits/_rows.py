@@ -56,6 +56,7 @@ def as_predictions(value: ArrayLike, shape: tuple[int, ...], name: str) -> Tenso
         if tensor.dtype == torch.bool or tensor.is_complex():
             raise InputError(f"{name} has dtype {tensor.dtype}", fix=expected)
         return tensor.long().reshape(-1).cpu()
+    as_logits(values.reshape(-1)[:0].reshape(0, values.shape[-1]), name)  # number of classes and dtype only
     rows = values.reshape(-1, values.shape[-1])
     chunks = [
         check_finite(as_logits(rows[part], name, finite=False), name).argmax(1).cpu()
