@@ -38,6 +38,8 @@ def check(
         console.print(f"[red]fault:[/red] {escape(fault)}")
     faults, warnings = len(result.faults), len(result.warnings)
     verdict = "cannot run" if faults else "can run"
-    console.print(f"{recipe} {verdict}: {faults} fault{'s' * (faults != 1)}, {warnings} warning{'s' * (warnings != 1)}")
+    console.print(
+        f"{recipe} {verdict}: {faults} fault{'s' * (faults != 1)}, {warnings} warning{'s' * (warnings != 1)}"
+    )
     if faults:
         raise typer.Exit(2)

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    no_args_is_help=True, help="Pre-train small models whose label prior and lost factors are known; ask questions."
+    no_args_is_help=True,
+    help="Pre-train small models whose label prior and lost factors are known; ask questions.",
 )
 
 WorldArgument = Annotated[
@@ -19,10 +20,14 @@ WorldArgument = Annotated[
 @app.command("pretrain")
 def pretrain(
     world: WorldArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the models.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the models.", show_default=False)
+    ],
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", metavar="NAME", help="A foundation of the file; repeatable.", show_default=False),
+        typer.Option(
+            "--only", metavar="NAME", help="A foundation of the file; repeatable.", show_default=False
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, ...")] = "cpu",
 ) -> None:
@@ -46,7 +51,9 @@ def pretrain(
 @app.command("data")
 def data(
     world: WorldArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder to write.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder to write.", show_default=False)
+    ],
 ) -> None:
     """Write a world's task as PNG files: a long-tailed train, a balanced val and test, a table of the factors."""
     from dualtail.lab.task import write_task
@@ -63,14 +70,19 @@ def data(
 
 @app.command("study")
 def study(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A study, or 'all'; 'list' names them.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A study, or 'all'; 'list' names them.", show_default=False)
+    ],
     worlds: Annotated[int, typer.Option(min=2, help="Worlds: new codes, priors, images and seeds each.")] = 5,
     work: Annotated[
-        Path, typer.Option("--work", metavar="DIR", help="Where models and logits are kept for the next study.")
+        Path,
+        typer.Option("--work", metavar="DIR", help="Where models and logits are kept for the next study."),
     ] = Path("lab-work"),
     docs: Annotated[
         Path | None,
-        typer.Option("--docs", metavar="FILE", help="Page whose section of the study is written.", show_default=False),
+        typer.Option(
+            "--docs", metavar="FILE", help="Page whose section of the study is written.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Run a study over several worlds; print its findings and tables, or write them into a page."""

@@ -33,5 +33,7 @@ def print_predictions(predictions: Sequence[Prediction], format_: str) -> None:
         table.add_column("probability", justify="right")
         for prediction in predictions:
             for rank, (name, probability) in enumerate(prediction.classes):
-                table.add_row("" if rank else escape(prediction.path), escape(name), f"{100 * probability:.1f} %")
+                table.add_row(
+                    "" if rank else escape(prediction.path), escape(name), f"{100 * probability:.1f} %"
+                )
         Console(highlight=False).print(table)

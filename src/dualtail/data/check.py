@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import numpy as np
 
@@ -21,6 +22,7 @@ def check_manifest(
     *,
     deep: bool = False,
     required_splits: Iterable[str] = ("train", "val", "test"),
+    on_bad_image: Literal["error", "skip"] = "error",
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> list[Problem]:
@@ -34,6 +36,7 @@ def check_manifest(
         manifest: the data.
         deep: decode every image (as slow as one epoch) rather than look at file sizes only.
         required_splits: the splits whose absence is an error.
+        on_bad_image: ``"skip"`` makes a file that is missing or cannot be read a warning.
         workers: threads that read; by default as many as there are cores.
         progress: called with (images done, images in all) now and then.
 
@@ -49,7 +52,7 @@ def check_manifest(
         *_split_problems(manifest, required_splits),
         *_class_problems(manifest),
         *_duplicates(manifest),
-        *_file_problems(manifest, deep, workers, progress),
+        *_file_problems(manifest, deep, "error" if on_bad_image == "error" else "warning", workers, progress),
     ]
     return sorted(problems, key=lambda problem: problem.severity != "error")
 
@@ -105,23 +108,27 @@ def _duplicates(manifest: Manifest) -> list[Problem]:
 
 
 def _file_problems(
-    manifest: Manifest, deep: bool, workers: int | None, progress: Progress | None
+    manifest: Manifest,
+    deep: bool,
+    severity: Literal["error", "warning"],
+    workers: int | None,
+    progress: Progress | None,
 ) -> list[Problem]:
     total = len(manifest)
-    fix = "restore it or remove its row"
+    fix = "restore it or remove its row" if severity == "error" else "it will be left out"
 
     def problem_of(row: int) -> Problem | None:
         path = manifest.file(row)
         try:
             if os.stat(path).st_size == 0:
-                return Problem("the file is empty", path, fix)
+                return Problem("the file is empty", path, fix, severity)
             if deep:
                 decode_image(path)
         except OSError as error:
             missing = isinstance(error, FileNotFoundError)
-            return Problem("there is no such file" if missing else f"{error.strerror}", path, fix)
+            return Problem("there is no such file" if missing else f"{error.strerror}", path, fix, severity)
         except DataError as error:
-            return Problem(error.what, error.where, error.fix or fix)
+            return Problem(error.what, error.where, error.fix or fix, severity)
         return None
 
     problems = []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dualtail.data.check import check_manifest
 from dualtail.data.holdout import hold_out_val
 from dualtail.data.longtail import subsample_long_tail
 from dualtail.data.manifest import Manifest
-from dualtail.data.problems import Problem, raise_errors
+from dualtail.data.problems import Problem
 from dualtail.data.readers import read_manifest
 from dualtail.runs.recipe import Data
 
@@ -42,14 +44,14 @@ def evaluation_split(manifest: Manifest) -> str:
     return "test" if "test" in manifest.split_sizes else "val"
 
 
-def find_problems(manifest: Manifest, data: Data, *, deep: bool = False, **options: object) -> list[Problem]:
+def find_problems(
+    manifest: Manifest, data: Data, *, deep: bool = False, progress: Callable[[int, int], None] | None = None
+) -> list[Problem]:
     """Return the problems of the data that matter to a run under the recipe's policy for bad images."""
-    problems = check_manifest(manifest, deep=deep, required_splits=("train", "val"), **options)  # type: ignore[arg-type]
-    return problems
-
-
-def refuse_problems(manifest: Manifest, data: Data) -> list[Problem]:
-    """Raise on errors in the data; return what is left, the warnings."""
-    problems = find_problems(manifest, data)
-    raise_errors(problems)
-    return problems
+    return check_manifest(
+        manifest,
+        deep=deep,
+        required_splits=("train", "val"),
+        on_bad_image=data.on_bad_image,
+        progress=progress,
+    )

@@ -177,7 +177,8 @@ class Evaluate(Section):
 
     groups: Groups = Groups()
     confidence: Fraction = 0.95
-    tta: Literal["none", "five_crop", "ten_crop"] = "none"
+    crops: Literal[1, 5, 10] = 1
+    """Crops of an image whose logits are averaged: 5 or 10 for test-time ensembling."""
 
 
 class Runtime(Section):

@@ -1,0 +1,416 @@
+"""What a run concludes from its logits on disk: P(c), groups, methods, subsets, comparisons.
+
+Nothing here looks at an image; all of it takes seconds on a CPU and can be done again at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dualtail.data.manifest import Manifest
+from dualtail.errors import RunError
+from dualtail.logits._arrays import row_chunks
+from dualtail.logits.adjust import adjust_logits
+from dualtail.logits.backdoor import RULES, adjust_subsets, backdoor_adjust
+from dualtail.logits.comparison import paired_test
+from dualtail.logits.groups import GROUP_NAMES, ClassGroups, membership_probabilities
+from dualtail.logits.losses import LOSSES
+from dualtail.logits.member_prior import MemberPrior, fit_member_prior
+from dualtail.logits.metrics import Evaluation, Tally, evaluate
+from dualtail.logits.prior import LabelPrior
+from dualtail.runs.members import MemberPlan, plan_backbones
+from dualtail.runs.store import RunDirectory, SplitLogits, read_json, read_logits, write_csv, write_json
+
+Row = dict[str, Any]
+
+
+class Logits:
+    """The logits of one split of a run, aligned: every backbone's zero-shot ones and every member's.
+
+    Args:
+        run: the run directory.
+        members: its members.
+        split: ``"val"`` or ``"test"``.
+    """
+
+    def __init__(self, run: RunDirectory, members: Sequence[MemberPlan], split: str) -> None:
+        self.run, self.members, self.split = run, members, split
+        self._ids: tuple[str, ...] | None = None
+
+    @cached_property
+    def of_members(self) -> list[Tensor]:
+        """``M`` tensors ``(N, C)``."""
+        return [
+            self._read(self.run.member_dir(member.name) / "logits.safetensors").logits
+            for member in self.members
+        ]
+
+    @cached_property
+    def zero_shot(self) -> dict[str, Tensor]:
+        """Backbone name to zero-shot logits ``(N, C)``, of the backbones that have a text tower."""
+        paths = {
+            plan.name: self.run.backbone_dir(plan.name) / "zero_shot.safetensors"
+            for plan in plan_backbones(self.members)
+        }
+        return {name: self._read(path).logits for name, path in paths.items() if path.exists()}
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """``(N,)`` int64."""
+        return self._read(self.run.member_dir(self.members[0].name) / "logits.safetensors").labels
+
+    def _read(self, path: Path) -> SplitLogits:
+        """Read a file, refusing rows that are not those of the others."""
+        found = read_logits(path, self.split)
+        if self._ids is None:
+            self._ids = found.sample_ids
+        if found.sample_ids != self._ids:
+            raise RunError(
+                f"its {self.split} images are not those of the other members",
+                where=str(path),
+                fix="delete the file and run again",
+            )
+        return found
+
+
+def read_priors(run: RunDirectory, members: Sequence[MemberPlan]) -> dict[str, LabelPrior]:
+    """Return backbone name to pre-training prior, of those that have one."""
+    paths = {plan.name: run.backbone_dir(plan.name) / "prior.json" for plan in plan_backbones(members)}
+    return {name: LabelPrior.from_dict(read_json(path)) for name, path in paths.items() if path.exists()}
+
+
+def ensemble_prior(run: RunDirectory, members: Sequence[MemberPlan]) -> LabelPrior | None:
+    """Return the mean of the members' log priors, renormalised; None if no member has one."""
+    priors = read_priors(run, members)
+    own = [priors[member.backbone.name] for member in members if member.backbone.name in priors]
+    return LabelPrior.mean(own) if own else None
+
+
+# P(c)
+
+
+def adjust_members(run: RunDirectory, members: Sequence[MemberPlan]) -> list[Path]:
+    """Write P(c) as the recipe asks for it; fitted weights are fitted on val."""
+    wanted = run.recipe.adjust
+    if wanted.weights == "fitted":
+        val = Logits(run, members, "val")
+        prior = fit_member_prior(val.of_members, val.labels, rule=wanted.rule)
+    else:
+        given = wanted.weights
+        shares = (
+            torch.ones(len(members)) if isinstance(given, str) else torch.tensor(given, dtype=torch.float64)
+        )
+        prior = MemberPrior(shares.double() / shares.sum(), rule=wanted.rule)
+    path = run.adjusted_dir / "weights.json"
+    write_json(
+        path,
+        {
+            "rule": prior.rule,
+            "members": [member.name for member in members],
+            "weights": prior.weights.tolist(),
+            "temperatures": None if prior.temperatures is None else prior.temperatures.tolist(),
+            "fitted": wanted.weights == "fitted",
+            "nll": prior.nll,
+            "uniform_nll": prior.uniform_nll,
+        },
+    )
+    return [path]
+
+
+def read_member_prior(run: RunDirectory) -> MemberPrior:
+    """Return the P(c) that :func:`adjust_members` wrote."""
+    stored = read_json(run.adjusted_dir / "weights.json")
+    return MemberPrior(stored["weights"], stored["temperatures"], rule=stored["rule"])
+
+
+# Evaluation
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to answer, with its scores on the evaluation split.
+
+    Attributes:
+        method: a short name, such as ``zero_shot`` or ``backdoor``.
+        label: how a table calls it.
+        members: names of the members or backbones that take part.
+        scores: ``(N, C)``.
+    """
+
+    method: str
+    label: str
+    members: tuple[str, ...]
+    scores: Tensor
+
+
+def evaluate_run(
+    run: RunDirectory, manifest: Manifest, members: Sequence[MemberPlan], split: str
+) -> list[Path]:
+    """Write every metric, table and comparison of a run; return the files."""
+    return _Evaluation(run, manifest, members, split).write_all()
+
+
+class _Evaluation:
+    def __init__(
+        self, run: RunDirectory, manifest: Manifest, members: Sequence[MemberPlan], split: str
+    ) -> None:
+        self.run, self.manifest, self.members, self.split = run, manifest, members, split
+        self.logits = Logits(run, members, split)
+        self.priors = read_priors(run, members)
+        self.member_prior = read_member_prior(run)
+        cuts = run.recipe.evaluate.groups
+        self.group_counts = (
+            manifest.counts("train") if manifest.group_counts is None else manifest.group_counts
+        )
+        self.d_groups = ClassGroups.from_counts(self.group_counts, many=cuts.many, few=cuts.few)
+        self.ensemble_prior = ensemble_prior(run, members)
+        self.p_groups = self._groups_of(self.ensemble_prior)
+        self.written: list[Path] = []
+
+    def write_all(self) -> list[Path]:
+        """Write the files in an order in which each needs only earlier ones."""
+        self._json(self.run.root / "classes.json", self._classes())
+        if self.ensemble_prior is not None:
+            self._json(self.run.adjusted_dir / "prior.json", self._prior_record(self.ensemble_prior))
+        backbones = {name: self._own(name, scores) for name, scores in self.logits.zero_shot.items()}
+        for name, evaluation in backbones.items():
+            self._json(self.run.backbone_dir(name) / "metrics.json", evaluation.to_dict())
+            self._json(self.run.backbone_dir(name) / "groups.json", self._prior_record(self.priors[name]))
+        of_members = {
+            member.name: self._own(member.backbone.name, scores)
+            for member, scores in zip(self.members, self.logits.of_members, strict=True)
+        }
+        for name, evaluation in of_members.items():
+            self._json(self.run.member_dir(name) / "metrics.json", evaluation.to_dict())
+        adjusted_scores = backdoor_adjust(self.logits.of_members, weights=self.member_prior)
+        adjusted = self._evaluate(adjusted_scores)
+        self._json(self.run.adjusted_dir / "metrics.json", adjusted.to_dict())
+        self._csv("methods.csv", [self._row(method) for method in self._methods()])
+        self._csv("subsets.csv", self._subsets())
+        self._csv("per_class.csv", self._per_class(backbones, of_members, adjusted))
+        self._json(self.run.adjusted_dir / "comparisons.json", self._comparisons(adjusted_scores))
+        return self.written
+
+    # Groups.
+
+    def _groups_of(self, prior: LabelPrior | None) -> ClassGroups | None:
+        low, high = self.run.recipe.evaluate.groups.quantiles
+        return None if prior is None else ClassGroups.from_prior(prior, quantiles=(low, high))
+
+    def _classes(self) -> Row:
+        splits = list(self.manifest.split_sizes)
+        return {
+            "names": list(self.manifest.class_names),
+            "counts": {name: self.manifest.counts(name).tolist() for name in splits},
+            "group_counts": self.group_counts.tolist(),
+            "d_groups": self.d_groups.names_of(),
+            "p_groups": None if self.p_groups is None else self.p_groups.names_of(),
+            "evaluated_on": self.split,
+            "notes": list(self.manifest.notes),
+        }
+
+    def _prior_record(self, prior: LabelPrior) -> Row:
+        groups = self._groups_of(prior)
+        assert groups is not None
+        sure = None
+        if prior.standard_errors is not None:
+            low, high = self.run.recipe.evaluate.groups.quantiles
+            sure = membership_probabilities(prior, quantiles=(low, high)).tolist()
+        return {**prior.to_dict(), "p_groups": groups.names_of(), "p_membership": sure}
+
+    # Metrics.
+
+    def _own(self, backbone: str, scores: Tensor) -> Evaluation:
+        """Evaluate with the P-groups of the backbone's own prior."""
+        return self._evaluate(scores, self._groups_of(self.priors.get(backbone)))
+
+    def _evaluate(self, scores: Tensor, p_groups: ClassGroups | None = None) -> Evaluation:
+        return evaluate(
+            scores,
+            self.logits.labels,
+            d_groups=self.d_groups,
+            p_groups=self.p_groups if p_groups is None else p_groups,
+            split=self.split,
+            confidence=self.run.recipe.evaluate.confidence,
+        )
+
+    def _row(self, method: Method) -> Row:
+        evaluation = self._evaluate(method.scores)
+        return {
+            "method": method.method,
+            "label": method.label,
+            "members": "+".join(method.members),
+            "m": len(method.members),
+            **flat_metrics(evaluation),
+        }
+
+    def _methods(self) -> Iterator[Method]:
+        """Yield every method that the run's logits allow, one at a time: each holds N x C numbers."""
+        loss = self.run.recipe.finetune.loss.name
+        takes_source = "source_prior" in LOSSES[loss].needs or "counts" in LOSSES[loss].needs
+        zero_shot, priors = self.logits.zero_shot, self.priors
+        for name, scores in zero_shot.items():
+            yield Method("zero_shot", "zero-shot", (name,), scores)
+            adjusted = adjust_logits(scores, "gla_zs", pretrain_prior=priors[name])
+            yield Method("gla_zs", "zero-shot, GLA-ZS", (name,), adjusted)
+        if len(zero_shot) > 1:
+            yield Method(
+                "zero_shot_mean",
+                "zero-shot, mean",
+                tuple(zero_shot),
+                backdoor_adjust(list(zero_shot.values())),
+            )
+        source = None if takes_source else LabelPrior.from_counts(self.manifest.counts("train"))
+        for member, scores in zip(self.members, self.logits.of_members, strict=True):
+            yield Method("member", f"fine-tuned, {loss}", (member.name,), scores)
+            if source is not None:
+                yield Method(
+                    "gla_ft", f"fine-tuned, {loss}, GLA-FT", (member.name,), self._minus(scores, source)
+                )
+            if member.backbone.name in zero_shot:
+                joint = self._with_gla([member], [scores], source, "logits")
+                yield Method("gla", f"fine-tuned, {loss}, GLA", (member.name,), joint)
+        names = tuple(member.name for member in self.members)
+        if len(self.members) > 1:
+            chosen = self.member_prior.rule
+            for rule in (chosen, *(rule for rule in RULES if rule != chosen)):
+                scores = backdoor_adjust(self.logits.of_members, weights=self.member_prior.weights, rule=rule)
+                key = "backdoor" if rule == chosen else f"backdoor_{rule}"
+                yield Method(key, f"backdoor, {rule.replace('_', '-')}", names, scores)
+            if zero_shot:
+                joint = self._with_gla(self.members, self.logits.of_members, source, chosen)
+                yield Method("backdoor_gla", "backdoor with GLA", names, joint)
+
+    def _minus(self, scores: Tensor, source: LabelPrior) -> Tensor:
+        return adjust_logits(scores, "gla_ft", source_prior=source)
+
+    def _with_gla(
+        self, members: Sequence[MemberPlan], scores: Sequence[Tensor], source: LabelPrior | None, rule: str
+    ) -> Tensor:
+        names = [member.backbone.name for member in members]
+        weights = self.member_prior.weights if len(members) == len(self.members) else None
+        return backdoor_adjust(
+            scores,
+            weights=weights,
+            rule=rule,
+            zero_shot_logits=[self.logits.zero_shot.get(name) for name in names],
+            pretrain_priors=[
+                self.priors.get(name) if name in self.logits.zero_shot else None for name in names
+            ],
+            source_prior=source,
+        )
+
+    def _subsets(self) -> list[Row]:
+        rows = []
+        for subset, predictions in adjust_subsets(self.logits.of_members, weights=self.member_prior).items():
+            names = [self.members[index].name for index in subset]
+            metrics = flat_metrics(self._evaluate_predictions(predictions))
+            kept = {key: value for key, value in metrics.items() if key not in ("top5", "nll", "ece")}
+            rows.append({"members": "+".join(names), "m": len(subset), **kept})
+        return rows
+
+    def _evaluate_predictions(self, predictions: Tensor) -> Evaluation:
+        classes = self.manifest.num_classes
+        tally = Tally(classes, calibrated=False)
+        for rows in row_chunks(len(predictions), classes):
+            tally.add(
+                torch.nn.functional.one_hot(predictions[rows], classes).float(), self.logits.labels[rows]
+            )
+        return tally.evaluation(
+            d_groups=self.d_groups,
+            p_groups=self.p_groups,
+            split=self.split,
+            confidence=self.run.recipe.evaluate.confidence,
+        )
+
+    def _per_class(
+        self, backbones: dict[str, Evaluation], members: dict[str, Evaluation], adjusted: Evaluation
+    ) -> list[Row]:
+        d_names = self.d_groups.names_of()
+        p_names = [None] * len(d_names) if self.p_groups is None else self.p_groups.names_of()
+        log_priors = {f"log_prior_{name}": prior.log_prob.tolist() for name, prior in self.priors.items()}
+        accuracies = {f"zero_shot_{name}": _class_accuracies(found) for name, found in backbones.items()}
+        accuracies |= {f"member_{name}": _class_accuracies(found) for name, found in members.items()}
+        accuracies["adjusted"] = _class_accuracies(adjusted)
+        counts = self.manifest.counts("train")
+        return [
+            {
+                "class": index,
+                "name": name,
+                "n_train": int(counts[index]),
+                "n_test": int(adjusted.per_class.n[index]),
+                "d_group": d_names[index],
+                "p_group": p_names[index],
+                **{key: values[index] for key, values in (log_priors | accuracies).items()},
+            }
+            for index, name in enumerate(self.manifest.class_names)
+        ]
+
+    def _comparisons(self, adjusted: Tensor) -> list[Row]:
+        """The ensemble against each member on the same images: overall, macro, and the classes that suffer most."""
+        if len(self.members) == 1:
+            return []
+        few = self.d_groups.mask("few")
+        tail = few if self.p_groups is None else few & self.p_groups.mask("few")
+        measured = torch.bincount(self.logits.labels, minlength=len(few)) > 0
+        questions: list[tuple[Literal["overall", "macro"], str, Tensor | None]] = [
+            ("overall", "all", None),
+            ("macro", "all", None),
+        ]
+        for group, mask in (("d_few", few), ("tail_tail", tail)):
+            if bool((mask & measured).any()):
+                questions.append(("macro", group, mask))
+        confidence = self.run.recipe.evaluate.confidence
+        return [
+            {
+                "a": "adjusted",
+                "b": member.name,
+                "measure": measure,
+                "classes": group,
+                **paired_test(
+                    adjusted, scores, self.logits.labels, measure=measure, classes=mask, confidence=confidence
+                ).to_dict(),
+            }
+            for member, scores in zip(self.members, self.logits.of_members, strict=True)
+            for measure, group, mask in questions
+        ]
+
+    def _json(self, path: Path, content: Any) -> None:
+        write_json(path, content)
+        self.written.append(path)
+
+    def _csv(self, name: str, rows: list[Row]) -> None:
+        write_csv(self.run.adjusted_dir / name, rows)
+        self.written.append(self.run.adjusted_dir / name)
+
+
+def flat_metrics(evaluation: Evaluation) -> Row:
+    """Return the columns that the tables of methods and subsets share."""
+    row: Row = {
+        "split": evaluation.split,
+        "n": evaluation.n,
+        "overall": evaluation.overall,
+        "overall_low": evaluation.overall_ci[0],
+        "overall_high": evaluation.overall_ci[1],
+        "macro": evaluation.macro,
+        "macro_low": evaluation.macro_ci[0],
+        "macro_high": evaluation.macro_ci[1],
+    }
+    for name in ("macro_f1", "worst", "harmonic", "geometric", "top5", "nll", "ece"):
+        row[name] = getattr(evaluation, name)
+    for prefix, groups in (("d", evaluation.d_groups), ("p", evaluation.p_groups)):
+        for name in GROUP_NAMES:
+            row[f"{prefix}_{name}"] = None if groups is None else groups[name].accuracy
+    row["tail_tail"] = None if evaluation.tail_tail is None else evaluation.tail_tail.accuracy
+    return row
+
+
+def _class_accuracies(evaluation: Evaluation) -> list[float | None]:
+    return list(evaluation.per_class.to_dict()["accuracy"])

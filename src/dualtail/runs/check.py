@@ -1,0 +1,188 @@
+"""Everything that is wrong with a recipe and its data, and what the run would take, before it starts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from dualtail.data.manifest import Manifest
+from dualtail.data.problems import DataFaults
+from dualtail.engine.precision import autocast, resolve_device, resolve_precision
+from dualtail.errors import DualtailError, RecipeError
+from dualtail.models.classifier import Classifier, build_classifier
+from dualtail.runs.choices import find_choice_faults
+from dualtail.runs.dataset import build_manifest, evaluation_split, find_problems
+from dualtail.runs.members import BackbonePlan, plan_backbones, plan_members
+from dualtail.runs.observer import Observer
+from dualtail.runs.recipe import Recipe, read_recipe
+
+TRIAL_IMAGES = 16
+TRIAL_SECONDS = 2.0
+
+
+@dataclass
+class Checkup:
+    """What :func:`check_recipe` found.
+
+    Attributes:
+        facts: (name, sentence) of what the run will do and take.
+        warnings: what may mislead.
+        faults: what keeps the run from starting.
+    """
+
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+def check_recipe(
+    path: str | Path, overrides: Sequence[str] = (), *, deep: bool = False, observer: Observer | None = None
+) -> Checkup:
+    """Look at a recipe, its data and its backbones, and collect every fault.
+
+    The cost is measured: a few batches go through each backbone on the device that the run would use. Weights are
+    loaded, as the run would; nothing is written.
+
+    Args:
+        path: the recipe file.
+        overrides: as for :func:`~dualtail.runs.recipe.read_recipe`.
+        deep: decode every image.
+        observer: hears how far it is.
+    """
+    observer = observer or Observer()
+    found = Checkup()
+    try:
+        recipe = read_recipe(path, overrides)
+    except RecipeError as error:
+        found.faults += error.faults or [str(error)]
+        return found
+    found.faults += find_choice_faults(recipe)
+    manifest = _check_data(recipe, found, deep, observer)
+    usable = _check_backbones(recipe, manifest, found, observer)
+    if manifest is not None and not found.faults:
+        _estimate(recipe, manifest, usable, found)
+    return found
+
+
+def _check_data(recipe: Recipe, found: Checkup, deep: bool, observer: Observer) -> Manifest | None:
+    observer.stage("data: reading every image" if deep else "data")
+    try:
+        manifest = build_manifest(recipe.data, recipe.seed)
+    except DataFaults as error:
+        found.faults += map(str, error.problems)
+        return None
+    except DualtailError as error:
+        found.faults.append(str(error))
+        return None
+    for problem in find_problems(manifest, recipe.data, deep=deep, progress=observer.progress):
+        (found.faults if problem.severity == "error" else found.warnings).append(str(problem))
+    sizes = ", ".join(f"{size:,} {name}" for name, size in manifest.split_sizes.items())
+    counts = manifest.counts("train")
+    found.facts.append(("data", f"{manifest.num_classes:,} classes; images: {sizes}"))
+    found.facts.append(("train", f"{counts.max():,} to {counts.min():,} images a class"))
+    found.facts += [("note", note) for note in manifest.notes]
+    return manifest
+
+
+def _check_backbones(
+    recipe: Recipe, manifest: Manifest | None, found: Checkup, observer: Observer
+) -> dict[BackbonePlan, Classifier]:
+    """Build each backbone's classifier as fine-tuning would; collect what goes wrong."""
+    tuned = recipe.finetune
+    usable = {}
+    names = manifest.class_names if manifest is not None else ("a", "b")
+    try:
+        members = plan_members(recipe)
+    except RecipeError as error:
+        found.faults.append(str(error))
+        return {}
+    for plan in plan_backbones(members):
+        observer.stage(f"backbone: {plan.name}")
+        try:
+            usable[plan] = build_classifier(
+                plan.backbone,
+                names,
+                weights=plan.weights,
+                tuner=tuned.tuner.name,
+                tuner_options=tuned.tuner.options,
+                head=tuned.head.name,
+                head_options=tuned.head.options,
+            )
+        except DualtailError as error:
+            if str(error) not in found.faults:  # an unknown tuner is every backbone's fault
+                found.faults.append(str(error))
+    return usable
+
+
+def _estimate(
+    recipe: Recipe, manifest: Manifest, usable: dict[BackbonePlan, Classifier], found: Checkup
+) -> None:
+    device = resolve_device(recipe.runtime.device)
+    precision = resolve_precision(recipe.finetune.precision, device)
+    members = plan_members(recipe)
+    epochs, train = recipe.finetune.epochs, manifest.split_sizes["train"]
+    evaluated = sum(size for name, size in manifest.split_sizes.items() if name != "train")
+    seconds, stored = 0.0, 0
+    for plan, classifier in usable.items():
+        runs = sum(member.backbone == plan for member in members)
+        trained = sum(weight.numel() for weight in classifier.trainable_parameters().values())
+        total = sum(weight.numel() for weight in classifier.parameters())
+        forward, step = _trial(classifier.to(device), device, precision)
+        seconds += runs * (epochs * train * step + evaluated * forward) + evaluated * forward
+        features = classifier.backbone.feature_dim
+        stored += runs * (4 * trained + evaluated * (4 * manifest.num_classes + 2 * features))
+        stored += evaluated * (4 * manifest.num_classes + 2 * features) * classifier.backbone.has_text
+        found.facts.append(
+            (plan.name, f"{total:,} parameters, {trained:,} trained ({recipe.finetune.tuner.name} and head)"
+             + (f", {runs} seeds" if runs > 1 else "")
+             + ("" if classifier.backbone.has_text else "; no text tower: no zero-shot logits, no prior of its own"))
+        )  # fmt: skip
+        classifier.cpu()
+    split = evaluation_split(manifest)
+    found.facts += [
+        ("run", f"{len(members)} members x {epochs} epochs of {train:,} images; measured on {split}"),
+        ("stores", f"about {stored / 2**20:,.0f} MiB"),
+        (
+            "takes",
+            f"about {_rough(seconds)} of computing on {device} in {precision}, if reading images keeps up",
+        ),
+    ]
+
+
+def _trial(classifier: Classifier, device: torch.device, precision: str) -> tuple[float, float]:
+    """Return seconds an image of a forward pass and of a training step, measured on random images."""
+    size = classifier.backbone.image_spec.size
+    images = torch.randint(0, 256, (TRIAL_IMAGES, 3, size, size), dtype=torch.uint8, device=device)
+
+    def forward() -> None:
+        with torch.inference_mode(), autocast(device, precision):
+            classifier(images)
+
+    def step() -> None:
+        with autocast(device, precision):
+            classifier(images).square().mean().backward()
+
+    timings = []
+    for work in (forward, step):
+        work()  # the first call allocates
+        start, rounds = time.perf_counter(), 0
+        while rounds < 3 and time.perf_counter() - start < TRIAL_SECONDS:
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            rounds += 1
+        timings.append((time.perf_counter() - start) / rounds / TRIAL_IMAGES)
+    classifier.zero_grad(set_to_none=True)
+    return timings[0], timings[1]
+
+
+def _rough(seconds: float) -> str:
+    """Return a duration to about one digit, which is all that an estimate is worth."""
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 1):.0f} seconds"

@@ -1,0 +1,484 @@
+"""The stages of a run, each skipped when the fingerprint of its inputs stands.
+
+``zero_shot`` -> ``prior`` -> ``finetune`` -> ``logits`` -> ``adjust`` -> ``evaluate``. The first and the middle two
+work on images; everything else is arithmetic on the logits that they left on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dualtail.data.loader import Loader, eval_loader, train_loader
+from dualtail.data.problems import raise_errors
+from dualtail.data.transforms import eval_transform, train_transform
+from dualtail.engine.checkpoint import remove_checkpoint
+from dualtail.engine.finetune import finetune
+from dualtail.engine.inference import infer, member_evaluation
+from dualtail.engine.launch import process_rank
+from dualtail.engine.precision import resolve_device
+from dualtail.engine.progress import InferenceProgress, Progress
+from dualtail.engine.settings import FinetuneSettings
+from dualtail.errors import RecipeError
+from dualtail.logits.losses import LOSSES, build_loss
+from dualtail.logits.prior import LabelPrior, estimate_label_prior
+from dualtail.models.backbone import Backbone, load_backbone
+from dualtail.models.classifier import Classifier, build_classifier, load_classifier
+from dualtail.models.heads import class_mean_weight, text_weight
+from dualtail.models.text import class_text_features
+from dualtail.models.zero_shot import ZeroShotClassifier
+from dualtail.runs.analysis import adjust_members, evaluate_run
+from dualtail.runs.choices import refuse_choice_faults
+from dualtail.runs.dataset import build_manifest, evaluation_split, find_problems
+from dualtail.runs.members import BackbonePlan, MemberPlan, plan_backbones, plan_members
+from dualtail.runs.observer import Observer
+from dualtail.runs.recipe import Recipe
+from dualtail.runs.store import (
+    RunDirectory,
+    SplitLogits,
+    fingerprint,
+    read_json,
+    read_logits,
+    write_json,
+    write_logits,
+)
+
+NOTED_PROBLEMS = 5
+Outputs = dict[str, dict[str, SplitLogits]]
+
+
+def run_pipeline(
+    recipe: Recipe, out: str | Path, *, update: bool = False, observer: Observer | None = None
+) -> RunDirectory:
+    """Run a recipe to its end, or go on where an earlier call stopped.
+
+    Args:
+        recipe: see :mod:`dualtail.runs.recipe`.
+        out: the run directory.
+        update: take a changed recipe over in a directory that belongs to another.
+        observer: hears what is done.
+
+    Returns:
+        The finished run, unlocked.
+
+    Raises:
+        DualtailError: the recipe, its data or its models cannot be used; what was computed before stays.
+        Interrupted: the user stopped the run; the same call goes on.
+    """
+    with RunDirectory.open(out, recipe, update=update) as run:
+        Pipeline(run, observer or Observer()).run_all()
+    return run
+
+
+class Pipeline:
+    """The stages over one run directory.
+
+    Args:
+        run: an open run directory.
+        observer: hears what is done.
+    """
+
+    def __init__(self, run: RunDirectory, observer: Observer) -> None:
+        self.run, self.recipe, self.observer = run, run.recipe, observer
+        self.members = plan_members(self.recipe)
+        self.backbones = plan_backbones(self.members)
+        refuse_choice_faults(self.recipe)
+        self.device = resolve_device(self.recipe.runtime.device)
+
+    def run_all(self) -> None:
+        """Run every stage whose inputs have changed or whose outputs are missing."""
+        self.prepare()
+        self.zero_shot()
+        self.prior()
+        for member in self.members:
+            self.finetune(member)
+        self.logits()
+        self.adjust()
+        self.evaluate()
+        self.run.write_provenance()
+
+    # Data.
+
+    def prepare(self) -> None:
+        """Read the data, refuse its errors, and write down what it holds."""
+        recipe = self.recipe
+        self.manifest = build_manifest(recipe.data, recipe.seed)
+        problems = find_problems(self.manifest, recipe.data)
+        raise_errors(problems)
+        for problem in problems[:NOTED_PROBLEMS]:
+            self.observer.note(str(problem))
+        if len(problems) > NOTED_PROBLEMS:
+            self.observer.note(
+                f"and {len(problems) - NOTED_PROBLEMS:,} more like these: 'dualtail check' lists them"
+            )
+        for note in self.manifest.notes:
+            self.observer.note(note)
+        self.split = evaluation_split(self.manifest)
+        self.eval_splits = ["val", "test"] if self.split == "test" else ["val"]
+        self.data_print = fingerprint(self.manifest.fingerprint(), recipe.data.on_bad_image)
+        self.run.write_provenance(
+            data={
+                "fingerprint": self.data_print,
+                "root": recipe.data.root,
+                "splits": self.manifest.split_sizes,
+            },
+            seeds=sorted({member.seed for member in self.members}),
+        )
+        sizes = ", ".join(f"{size:,} {name}" for name, size in self.manifest.split_sizes.items())
+        self.observer.note(f"{self.manifest.num_classes:,} classes; images: {sizes}")
+
+    # Foundation models as they are.
+
+    def zero_shot(self) -> None:
+        """Zero-shot logits of every backbone; each image is read once for all of them."""
+        splits = [*self.eval_splits, *(["train"] if self.recipe.prior.split == "train" else [])]
+        pending = {
+            plan: inputs
+            for plan in self.backbones
+            if not self._is_done("zero_shot", plan.name, inputs := self._zero_shot_inputs(plan, splits))
+        }
+        if not pending:
+            return
+        with self._stage(f"zero-shot: {', '.join(plan.name for plan in pending)}") as clock:
+            loaded = {plan: self._load_backbone(plan) for plan in pending}
+            models = {
+                plan.name: ZeroShotClassifier(backbone, self._text_features(backbone))
+                for plan, backbone in loaded.items()
+                if backbone.has_text
+            }
+            outputs = self._infer(models, splits)
+            for plan, inputs in pending.items():
+                folder = self.run.backbone_dir(plan.name)
+                written = [folder / "backbone.json"]
+                write_json(folder / "backbone.json", describe_backbone(plan, loaded[plan]))
+                if plan.name in outputs:
+                    written.append(folder / "zero_shot.safetensors")
+                    write_logits(folder / "zero_shot.safetensors", outputs[plan.name])
+                else:
+                    self.observer.note(
+                        f"{plan.name} has no text tower: no zero-shot logits, hence no pre-training prior of its own"
+                    )
+                self.run.mark_done(f"zero_shot/{plan.name}", inputs, written, clock.seconds())
+
+    def prior(self) -> None:
+        """The pre-training label prior of every backbone with zero-shot logits."""
+        for plan in self.backbones:
+            inputs = self._prior_inputs(plan)
+            if not self._has_text(plan) or self._is_done("prior", plan.name, inputs):
+                continue
+            with self._stage(f"pre-training prior: {plan.name}") as clock:
+                options = self.recipe.prior
+                split = read_logits(self.run.backbone_dir(plan.name) / "zero_shot.safetensors", options.split)
+                counts = torch.bincount(split.labels, minlength=self.manifest.num_classes)
+                sampled = LabelPrior.from_counts(counts, zero="smooth", smoothing=0.5)
+                prior = estimate_label_prior(
+                    split.logits,
+                    split.labels,
+                    sampled,
+                    temperature=options.temperature,
+                    shrinkage=options.shrinkage,
+                )
+                path = self.run.backbone_dir(plan.name) / "prior.json"
+                write_json(path, prior.to_dict())
+                self.run.mark_done(f"prior/{plan.name}", inputs, [path], clock.seconds())
+
+    # Members.
+
+    def finetune(self, member: MemberPlan) -> None:
+        """Train one member, from its last checkpoint if there is one."""
+        inputs = self._finetune_inputs(member)
+        if self._is_done("finetune", member.name, inputs):
+            return
+        with self._stage(f"fine-tuning: {member.name}") as clock:
+            folder, tuned = self.run.member_dir(member.name), self.recipe.finetune
+            classifier = self._new_classifier(member)
+            train = self.manifest.split("train")
+            rank, world_size = process_rank()
+            loader = train_loader(
+                train,
+                train_transform(classifier.backbone.image_spec, tuned.augment.name, **tuned.augment.options),
+                batch_size=tuned.batch_size,
+                seed=member.seed,
+                sampling=tuned.sampling,
+                epochs=tuned.epochs,
+                workers=self._workers,
+                on_bad_image=self.recipe.data.on_bad_image,
+                rank=rank,
+                world_size=world_size,
+            )
+            loss = build_loss(
+                tuned.loss.name,
+                counts=self.manifest.counts("train"),
+                pretrain_prior=self._pretrain_prior(member.backbone) if self._loss_needs_prior else None,
+                **tuned.loss.options,
+            )
+            result = finetune(
+                classifier,
+                loader,
+                loss.to(self.device),
+                finetune_settings(self.recipe, member.seed),
+                checkpoint_dir=folder / "resume",
+                events_dir=self.run.root / "events" / member.name,
+                progress=self._tell_training,
+                evaluate=self._macro_accuracy if tuned.keep == "best" else None,
+                sample_ids=train.sample_ids,
+                identity=inputs,
+                device=self.recipe.runtime.device,
+            )
+            self._note_skipped(loader, "train")
+            classifier.save(folder)
+            write_json(folder / "training.json", {**result.to_dict(), "backbone": member.backbone.name})
+            written = [folder / name for name in ("trainable.safetensors", "config.json", "training.json")]
+            self.run.mark_done(f"finetune/{member.name}", inputs, written, clock.seconds())
+            remove_checkpoint(folder / "resume")
+
+    def logits(self) -> None:
+        """Logits and features of every member on val and test; each image is read once for all of them."""
+        pending = {
+            member: inputs
+            for member in self.members
+            if not self._is_done("logits", member.name, inputs := self._logits_inputs(member))
+        }
+        if not pending:
+            return
+        with self._stage(f"logits: {', '.join(member.name for member in pending)}") as clock:
+            models = {
+                member.name: load_classifier(self.run.member_dir(member.name), device=self.device)
+                for member in pending
+            }
+            outputs = self._infer(models, self.eval_splits)
+            for member, inputs in pending.items():
+                path = self.run.member_dir(member.name) / "logits.safetensors"
+                write_logits(path, outputs[member.name])
+                self.run.mark_done(f"logits/{member.name}", inputs, [path], clock.seconds())
+
+    # Arithmetic on the logits.
+
+    def adjust(self) -> None:
+        """P(c) over the members, and the label prior that the ensemble has of itself."""
+        inputs = self._adjust_inputs()
+        if self._is_done("adjust", "", inputs):
+            return
+        with self._stage("backdoor adjustment") as clock:
+            written = adjust_members(self.run, self.members)
+            self.run.mark_done("adjust", inputs, written, clock.seconds())
+
+    def evaluate(self) -> None:
+        """Metrics of everything the run has: zero-shot, members, methods, subsets, the adjusted ensemble."""
+        inputs = fingerprint(
+            self._adjust_inputs(), self.recipe.evaluate.model_dump(mode="json"), self.recipe.name
+        )
+        if self._is_done("evaluate", "", inputs):
+            return
+        with self._stage("evaluation") as clock:
+            written = evaluate_run(self.run, self.manifest, self.members, self.split)
+            self.run.mark_done("evaluate", inputs, written, clock.seconds())
+
+    # What a stage depends on.
+
+    def _zero_shot_inputs(self, plan: BackbonePlan, splits: Sequence[str]) -> str:
+        text = self.recipe.text.model_dump(mode="json")
+        return fingerprint(self.data_print, plan.identity(), text, list(splits), self.recipe.evaluate.crops)
+
+    def _prior_inputs(self, plan: BackbonePlan) -> str:
+        return fingerprint(
+            self._inputs_of(f"zero_shot/{plan.name}"), self.recipe.prior.model_dump(mode="json")
+        )
+
+    def _finetune_inputs(self, member: MemberPlan) -> str:
+        recipe = self.recipe
+        settings = {name: recipe.model_dump(mode="json")[name] for name in ("finetune", "text")}
+        prior = self._inputs_of(f"prior/{member.backbone.name}") if self._loss_needs_prior else None
+        return fingerprint(self.data_print, member.backbone.identity(), member.seed, settings, prior)
+
+    def _logits_inputs(self, member: MemberPlan) -> str:
+        return fingerprint(self._inputs_of(f"finetune/{member.name}"), self.recipe.evaluate.crops)
+
+    def _adjust_inputs(self) -> str:
+        of_members = [[member.name, self._inputs_of(f"logits/{member.name}")] for member in self.members]
+        of_priors = [[plan.name, self._inputs_of(f"prior/{plan.name}")] for plan in self.backbones]
+        return fingerprint(of_members, of_priors, self.recipe.adjust.model_dump(mode="json"))
+
+    def _inputs_of(self, stage: str) -> str | None:
+        record = self.run.stages().get(stage)
+        return record["inputs"] if record else None
+
+    def _is_done(self, stage: str, name: str, inputs: str) -> bool:
+        key = f"{stage}/{name}" if name else stage
+        done = self.run.is_done(key, inputs)
+        if done:
+            self.observer.skipped(key.replace("_", "-").replace("/", ": "))
+        return done
+
+    # Pieces of stages.
+
+    def _load_backbone(self, plan: BackbonePlan) -> Backbone:
+        return load_backbone(plan.backbone, weights=plan.weights, seed=plan.seed, device=self.device)
+
+    def _has_text(self, plan: BackbonePlan) -> bool:
+        return bool(read_json(self.run.backbone_dir(plan.name) / "backbone.json")["has_text"])
+
+    def _text_features(self, backbone: Backbone) -> Tensor:
+        return class_text_features(backbone, self.manifest.class_names, self.recipe.text.templates)
+
+    def _new_classifier(self, member: MemberPlan) -> Classifier:
+        tuned = self.recipe.finetune
+        classifier = build_classifier(
+            self._load_backbone(member.backbone),
+            self.manifest.class_names,
+            tuner=tuned.tuner.name,
+            tuner_options=tuned.tuner.options,
+            head=tuned.head.name,
+            head_options=tuned.head.options,
+            seed=member.seed,
+        )
+        weight = self._head_weight(classifier)
+        if weight is not None:
+            classifier.head.set_weight(weight)
+        return classifier
+
+    def _head_weight(self, classifier: Classifier) -> Tensor | None:
+        """Return the head's first weights, by the recipe's ``head.init``."""
+        init, backbone = self.recipe.finetune.head.init, classifier.backbone
+        if init == "auto":
+            init = "text" if backbone.has_text else "class_mean"
+        if init == "random":
+            return None
+        if init == "text":
+            return text_weight(backbone, self._text_features(backbone))
+        train = self._infer({"": ZeroShotClassifier(backbone, None)}, ["train"])[""]["train"]
+        assert train.features is not None
+        return class_mean_weight(train.features.float(), train.labels, self.manifest.num_classes)
+
+    @property
+    def _loss_needs_prior(self) -> bool:
+        return "pretrain_prior" in LOSSES[self.recipe.finetune.loss.name].needs
+
+    def _pretrain_prior(self, plan: BackbonePlan) -> LabelPrior:
+        if not self._has_text(plan):
+            raise RecipeError(
+                f"the loss {self.recipe.finetune.loss.name!r} needs a pre-training prior, and {plan.name} has none "
+                "(no text tower)",
+                where="recipe, finetune.loss",
+                fix="choose the loss la, or another backbone",
+            )
+        return LabelPrior.from_dict(read_json(self.run.backbone_dir(plan.name) / "prior.json"))
+
+    @property
+    def _workers(self) -> int | None:
+        return None if self.recipe.runtime.workers == "auto" else self.recipe.runtime.workers
+
+    def _infer(self, models: Mapping[str, ZeroShotClassifier | Classifier], splits: Sequence[str]) -> Outputs:
+        """Send the images of ``splits`` through ``models``, each read once: name to split to logits."""
+        found: Outputs = {name: {} for name in models}
+        if not models:
+            return found
+        crops = self.recipe.evaluate.crops
+        transforms = {
+            name: eval_transform(model.backbone.image_spec, crops=crops) for name, model in models.items()
+        }
+        rank, world_size = process_rank()
+        for split in splits:
+            manifest = self.manifest.split(split)
+            loader = eval_loader(
+                manifest,
+                {transform.key: transform for transform in transforms.values()},
+                batch_size=self.recipe.runtime.eval_batch_size,
+                workers=self._workers,
+                on_bad_image=self.recipe.data.on_bad_image,
+                rank=rank,
+                world_size=world_size,
+            )
+            outputs = infer(
+                models,
+                loader,
+                crops={name: transform.key for name, transform in transforms.items()},
+                features="float16",
+                device=self.device,
+                precision=self.recipe.finetune.precision,
+                progress=lambda now, split=split: self._tell_inference(now, split),  # type: ignore[misc]
+            )
+            self._note_skipped(loader, split)
+            for name, output in outputs.items():
+                ids = tuple(manifest.sample_ids[row] for row in output.index.tolist())
+                found[name][split] = SplitLogits(output.logits, output.labels, ids, output.features)
+        return found
+
+    def _macro_accuracy(self, model: nn.Module) -> dict[str, float]:
+        """Evaluate a member on val after an epoch."""
+        spec = model.backbone.image_spec  # type: ignore[union-attr]
+        val = eval_loader(
+            self.manifest.split("val"),
+            {"": eval_transform(spec)},  # type: ignore[arg-type]
+            batch_size=self.recipe.runtime.eval_batch_size,
+            workers=self._workers,
+            on_bad_image=self.recipe.data.on_bad_image,
+        )
+        return member_evaluation(val, device=self.device, precision=self.recipe.finetune.precision)(model)
+
+    def _note_skipped(self, loader: Loader, split: str) -> None:
+        count = len(loader.skipped)
+        if count:
+            self.observer.note(
+                f"{count} image{'s' * (count > 1)} of {split} could not be read and {'were' if count > 1 else 'was'} "
+                f"left out, the first {loader.skipped[0]}"
+            )
+
+    def _tell_training(self, now: Progress) -> None:
+        self.observer.progress(
+            now.step,
+            now.steps,
+            f"epoch {now.epoch}/{now.epochs}  loss {now.loss:.3f}  accuracy {100 * now.accuracy:.1f} %  "
+            f"{now.images_per_second:.0f} images/s",
+        )
+
+    def _tell_inference(self, now: InferenceProgress, split: str) -> None:
+        self.observer.progress(now.done, now.total, f"{split}  {now.images_per_second:.0f} images/s")
+
+    @contextlib.contextmanager
+    def _stage(self, title: str) -> Iterator[Clock]:
+        self.observer.stage(title)
+        clock = Clock()
+        yield clock
+        self.observer.finished(title, clock.seconds())
+
+
+class Clock:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def seconds(self) -> float:
+        """Return them."""
+        return time.monotonic() - self._start
+
+
+def describe_backbone(plan: BackbonePlan, backbone: Backbone) -> dict[str, Any]:
+    """Return what ``backbone.json`` says of a loaded backbone."""
+    return {
+        "name": plan.name,
+        "backbone": plan.backbone,
+        "weights": plan.weights,
+        "family": backbone.family,
+        "has_text": backbone.has_text,
+        "feature_dim": backbone.feature_dim,
+        "image_size": backbone.image_spec.size,
+        "parameters": sum(weight.numel() for weight in backbone.parameters()),
+        "weights_fingerprint": backbone.weights_fingerprint,
+    }
+
+
+def finetune_settings(recipe: Recipe, seed: int) -> FinetuneSettings:
+    """Return the engine's settings of a recipe: the fields that both call by the same name, and the rest."""
+    tuned = recipe.finetune
+    shared = {field.name for field in fields(FinetuneSettings)} & set(type(tuned).model_fields)
+    values = {name: getattr(tuned, name) for name in shared}
+    return FinetuneSettings(**values, seed=seed, checkpoint_minutes=recipe.runtime.checkpoint_minutes)
