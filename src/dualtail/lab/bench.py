@@ -16,7 +16,7 @@ from torch import Tensor
 from dualtail.lab.corpus import Sample
 from dualtail.lab.pretrain import is_made, pretrain, save_model
 from dualtail.lab.task import draw_task, train_counts
-from dualtail.lab.tune import Member, open_backbone, tune, zero_shot
+from dualtail.lab.tune import BATCH, EPOCHS, LEARNING_RATE, WIDTH, Member, open_backbone, tune, zero_shot
 from dualtail.lab.world import Architecture, Foundation, Pretraining, Task, World
 from dualtail.logits.groups import ClassGroups
 from dualtail.logits.prior import LabelPrior, estimate_label_prior
@@ -34,8 +34,8 @@ def study_world(seed: int, *, large: bool = False) -> World:
         seed=seed,
         resample=0.12,
         architecture=_LARGE if large else Architecture(),
-        pretraining=Pretraining(images=20_000, steps=400, batch=128),
-        task=Task(test_per_class=100),
+        pretraining=Pretraining(images=16_000, steps=300, batch=128),
+        task=Task(largest=150, test_per_class=100),
     )
 
 
@@ -99,7 +99,9 @@ class Bench:
         world = study_world(self.seed, large=large)
         folder = self.folder / "models" / world.fingerprint(foundation)
         if not is_made(world, foundation, folder):
-            self.observer.stage(f"world {self.seed}: pre-training {_describe(foundation)}{' (large)' * large}")
+            self.observer.stage(
+                f"world {self.seed}: pre-training {_describe(foundation)}{' (large)' * large}"
+            )
             save_model(pretrain(world, foundation, self.observer), world, foundation, folder)
         return folder
 
@@ -133,12 +135,19 @@ class Bench:
             balanced: train on as many images spread evenly.
             large: the model of about four times the cost.
         """
-        choices = {"loss": loss, "loss_options": loss_options, "sampling": sampling, "seed": seed}
+        choices: dict[str, Any] = {
+            "loss": loss,
+            "loss_options": loss_options,
+            "sampling": sampling,
+            "seed": seed,
+        }
         key = {"member": foundation.model_dump(), **choices, "balanced": balanced, "large": large}
 
         def make() -> Member:
             folder = self.model(foundation, large=large)
-            self.observer.stage(f"world {self.seed}: fine-tuning {_describe(foundation)}, {loss}, {sampling}, seed {seed}")
+            self.observer.stage(
+                f"world {self.seed}: fine-tuning {_describe(foundation)}, {loss}, {sampling}, seed {seed}"
+            )
             return tune(
                 folder,
                 self.world,
@@ -151,6 +160,7 @@ class Bench:
 
     def _kept(self, key: dict[str, Any], make: Any) -> Member:
         content = {"world": self.world.fingerprint(Foundation()), "task": self.world.task.model_dump(), **key}
+        content["finetuning"] = [EPOCHS, BATCH, LEARNING_RATE, WIDTH]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
         path = self.folder / "members" / f"{digest}.safetensors"
         if not path.is_file():
@@ -161,7 +171,9 @@ class Bench:
                 save_file(tensors, temporary)
         loaded = load_file(path)
         logits = {name.removeprefix("logits."): t for name, t in loaded.items() if name.startswith("logits.")}
-        features = {name.removeprefix("features."): t for name, t in loaded.items() if name.startswith("features.")}
+        features = {
+            name.removeprefix("features."): t for name, t in loaded.items() if name.startswith("features.")
+        }
         return Member(logits, features)
 
 

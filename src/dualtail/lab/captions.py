@@ -51,7 +51,9 @@ class Vocabulary:
             row[: len(tokens)] = torch.tensor(tokens)
         return rows
 
-    def captions(self, world: World, labels: np.ndarray, factors: np.ndarray, rng: np.random.Generator) -> Tensor:
+    def captions(
+        self, world: World, labels: np.ndarray, factors: np.ndarray, rng: np.random.Generator
+    ) -> Tensor:
         """Return the tokens ``(N, CONTEXT_LENGTH)`` of a caption for each image: its class and two of its factors.
 
         Args:

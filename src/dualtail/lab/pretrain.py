@@ -62,7 +62,9 @@ def model_config(world: World) -> dict[str, Any]:
     return config
 
 
-def pretrain(world: World, foundation: Foundation, observer: Observer | None = None, *, device: str = "cpu") -> Any:
+def pretrain(
+    world: World, foundation: Foundation, observer: Observer | None = None, *, device: str = "cpu"
+) -> Any:
     """Return a trained ``open_clip.CLIP``: the same for the same world, foundation and machine.
 
     Args:
@@ -104,7 +106,9 @@ def pretrain(world: World, foundation: Foundation, observer: Observer | None = N
             loss = objective(model, image_features, captions[rows], prompts, labels[rows])
             if not torch.isfinite(loss):
                 raise TrainingError(
-                    f"the loss is {loss.item()} at step {step}", where="pre-training", fix="lower learning_rate"
+                    f"the loss is {loss.item()} at step {step}",
+                    where="pre-training",
+                    fix="lower learning_rate",
                 )
             optimizer.zero_grad()
             loss.backward()

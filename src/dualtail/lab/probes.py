@@ -45,7 +45,9 @@ def probe_factors(
     return np.array(accuracy)
 
 
-def factor_sensitivity(backbone: Backbone, world: World, classes: np.ndarray, per_class: int = 8) -> np.ndarray:
+def factor_sensitivity(
+    backbone: Backbone, world: World, classes: np.ndarray, per_class: int = 8
+) -> np.ndarray:
     """Return how much each factor matters to the zero-shot logit of the class, ``(F,)``.
 
     For images that show a class's code, the factor is replaced by another value and everything else is kept, noise

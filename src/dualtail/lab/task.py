@@ -80,13 +80,16 @@ def write_task(world: World, folder: str | Path) -> Manifest:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        rows = [row for split, sample in draw_task(world).items() for row in _write_split(world, partial, split, sample)]
+        rows = [
+            row
+            for split, sample in draw_task(world).items()
+            for row in _write_split(world, partial, split, sample)
+        ]
         with open(partial / MANIFEST_FILE, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["path", "label", "split", *world.factor_names])
             writer.writerows(rows)
-        about = world.model_dump(exclude={"foundations", "architecture", "pretraining"})
-        about |= {"bayes_accuracy": world.bayes_accuracy, "train_counts": train_counts(world).tolist()}
+        about = world.describe_task() | {"train_counts": train_counts(world).tolist()}
         (partial / TASK_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         partial.chmod(0o755)  # mkdtemp makes it private
         if folder.exists():
@@ -102,7 +105,9 @@ def _write_split(world: World, root: Path, split: str, sample: Sample) -> list[l
     for name in world.class_names:
         (root / split / name).mkdir(parents=True)
     rows = []
-    for number, (image, label, factors) in enumerate(zip(sample.images, sample.labels, sample.factors, strict=True)):
+    for number, (image, label, factors) in enumerate(
+        zip(sample.images, sample.labels, sample.factors, strict=True)
+    ):
         name = world.class_names[label]
         path = f"{split}/{name}/{number:05d}.png"
         pixels = np.pad(image.transpose(1, 2, 0), ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), mode="edge")

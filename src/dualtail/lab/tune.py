@@ -25,7 +25,7 @@ from dualtail.models.heads import text_weight
 from dualtail.models.text import class_text_features, zero_shot_logits
 
 # The demo's recipe has the same values; the models are small, so the steps are larger than LIFT's.
-EPOCHS, BATCH, LEARNING_RATE, WIDTH = 8, 64, 0.05, 16
+EPOCHS, BATCH, LEARNING_RATE, WIDTH = 6, 64, 0.05, 16
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,9 @@ def zero_shot(backbone: Backbone, world: World, splits: dict[str, Sample]) -> Me
     """Return a foundation model's zero-shot logits and its features of every split."""
     text = class_text_features(backbone, world.class_names, TEMPLATES)
     features = {name: features_of(backbone, sample.images) for name, sample in splits.items()}
-    return Member({name: zero_shot_logits(backbone, value, text) for name, value in features.items()}, features)
+    return Member(
+        {name: zero_shot_logits(backbone, value, text) for name, value in features.items()}, features
+    )
 
 
 def tune(
@@ -130,7 +132,9 @@ def tune(
     classifier = build_classifier(
         backbone, world.class_names, tuner="adaptformer", tuner_options={"width": WIDTH}, seed=seed
     )
-    classifier.head.set_weight(text_weight(backbone, class_text_features(backbone, world.class_names, TEMPLATES)))
+    classifier.head.set_weight(
+        text_weight(backbone, class_text_features(backbone, world.class_names, TEMPLATES))
+    )
     train = splits["train"]
     counts = torch.bincount(torch.from_numpy(train.labels), minlength=world.classes)
     finetune(

@@ -25,6 +25,9 @@ from dualtail.lab.render import FACTOR_VALUES
 # Streams of random numbers: (world seed, stream, ...) names every draw, so that no draw moves another.
 CODES, NAMES, PRIORS, CORPUS, TASK, BATCHES, PROBES = range(7)
 
+# Goes up when the same world file no longer gives the same images or training.
+GENERATION = 1
+
 Objective = Literal["mixed", "infonce", "sigmoid"]
 
 
@@ -92,7 +95,9 @@ class World(_Part):
 
     seed: Annotated[int, Field(ge=0)] = 0
     classes: Annotated[int, Field(ge=2)] = 60
-    factors: dict[str, int] = Field(default_factory=lambda: {name: len(v) for name, v in FACTOR_VALUES.items()})
+    factors: dict[str, int] = Field(
+        default_factory=lambda: {name: len(v) for name, v in FACTOR_VALUES.items()}
+    )
     """Factor name to the number of its values."""
     min_distance: Annotated[int, Field(ge=1)] = 2
     """Factors in which two classes differ at least."""
@@ -117,7 +122,9 @@ class World(_Part):
         for name, foundation in self.foundations.items():
             unknown = set(foundation.lost) - set(self.factors)
             if unknown:
-                raise ValueError(f"foundation {name} loses {min(unknown)!r}, which is no factor of this world")
+                raise ValueError(
+                    f"foundation {name} loses {min(unknown)!r}, which is no factor of this world"
+                )
         return self
 
     # --- what follows from the fields
@@ -167,6 +174,11 @@ class World(_Part):
             chosen[rarest[: round(foundation.lost_share * self.classes)]] = True
         return chosen
 
+    def describe_task(self) -> dict[str, Any]:
+        """Return, as JSON-able values, what the task's images follow from."""
+        content = self.model_dump(exclude={"foundations", "architecture", "pretraining"})
+        return content | {"generation": GENERATION, "bayes_accuracy": self.bayes_accuracy}
+
     def rng(self, *stream: int) -> np.random.Generator:
         """Return the generator of one named stream of random numbers."""
         return np.random.default_rng([self.seed, *stream])
@@ -181,7 +193,8 @@ class World(_Part):
             >>> world.fingerprint(model) == world.fingerprint(Foundation(seed=1))
             False
         """
-        content = self.model_dump(exclude={"foundations", "task"}) | {"foundation": foundation.model_dump()}
+        content = self.model_dump(exclude={"foundations", "task"})
+        content |= {"foundation": foundation.model_dump(), "generation": GENERATION}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -208,17 +221,25 @@ def _first_fault(error: ValidationError) -> str:
     fault = error.errors()[0]
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        known = [name for part in (World, Foundation, Pretraining, Task, Architecture) for name in part.model_fields]
+        known = [
+            name
+            for part in (World, Foundation, Pretraining, Task, Architecture)
+            for name in part.model_fields
+        ]
         guess = nearest(str(fault["loc"][-1]), known)
         return f"unknown key {key}" + (f", did you mean {guess!r}?" if guess else "")
-    return f"{key}: {fault['msg'].removeprefix('Value error, ')}" if key else fault["msg"].removeprefix("Value error, ")
+    return (
+        f"{key}: {fault['msg'].removeprefix('Value error, ')}"
+        if key
+        else fault["msg"].removeprefix("Value error, ")
+    )
 
 
 def _draw_codes(sizes: tuple[int, ...], classes: int, distance: int, rng: np.random.Generator) -> np.ndarray:
     """Return ``(classes, F)`` codes, greedily from a random order of all codes."""
     candidates = rng.permutation(np.array(list(product(*map(range, sizes)))))
     free = np.ones(len(candidates), dtype=bool)
-    codes = []
+    codes: list[np.ndarray] = []
     while len(codes) < classes:
         left = np.flatnonzero(free)
         if not len(left):
