@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,21 +35,31 @@ def read_lists(
         DataFaults: lines without a label or with one that is unknown, each named with its line.
     """
     names = read_class_names(class_names, root)
+    files = {"train": train, "val": val, "test": test}
+    given = {split: file for split, file in files.items() if file is not None}
+    paths, labels, splits = read_list_files(root, given, names)
+    return Manifest(root, paths, labels, splits, names)
+
+
+def read_list_files(
+    root: Path, files: Mapping[str, str], class_names: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """Return paths, labels and splits of lists by split; without class names, labels are ids of any size."""
     paths: list[str] = []
-    labels, splits, problems = [], [], []
-    for split, file in (("train", train), ("val", val), ("test", test)):
-        if file is None:
-            continue
+    labels: list[np.ndarray] = []
+    splits: list[str] = []
+    problems: list[Problem] = []
+    for split, file in files.items():
         source = Path(root) / Path(file).expanduser()
         found, values, faults = _read_list(source)
-        ids, unknown = label_ids(values, names, str(source), "line")
+        ids, unknown = label_ids(values, class_names, str(source), "line")
         problems += faults or unknown  # a broken line shifts the count, so its list is mended first
         paths += [relative_to_root(path, root) for path in found]
         labels.append(ids)
         splits += [split] * len(found)
     if problems:
         raise DataFaults(problems)
-    return Manifest(root, tuple(paths), np.concatenate(labels), np.array(splits, dtype="<U5"), names)
+    return tuple(paths), np.concatenate(labels), np.array(splits, dtype="<U5")
 
 
 def _read_list(source: Path) -> tuple[list[str], list[str], list[Problem]]:

@@ -125,6 +125,10 @@ class Manifest:
         """Return a copy with ``changes`` made to its attributes and a note that says so."""
         return replace(self, notes=(*self.notes, note), **changes)
 
+    def renamed(self, class_names: Sequence[str]) -> Manifest:
+        """Return a copy whose classes have other names, in the same order."""
+        return replace(self, class_names=tuple(class_names))
+
     def file_sizes(self) -> np.ndarray:
         """Return the size of every file in bytes, int64 ``(N,)``; -1 where there is none."""
         return np.fromiter((_file_size(self.file(row)) for row in range(len(self))), np.int64, len(self))

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dualtail.data.cifar import read_cifar10_lt, read_cifar100_lt
 from dualtail.data.folder import read_folder
+from dualtail.data.inaturalist import read_inaturalist_2018
 from dualtail.data.lists import read_lists
 from dualtail.data.manifest import Manifest, nearest_fix
+from dualtail.data.oltr import read_imagenet_lt, read_places_lt
 from dualtail.data.table import read_table
 from dualtail.errors import DataError
 
@@ -17,6 +20,11 @@ READERS: dict[str, Callable[..., Manifest]] = {
     "folder": read_folder,
     "table": read_table,
     "lists": read_lists,
+    "imagenet_lt": read_imagenet_lt,
+    "places_lt": read_places_lt,
+    "inaturalist_2018": read_inaturalist_2018,
+    "cifar10_lt": read_cifar10_lt,
+    "cifar100_lt": read_cifar100_lt,
 }
 
 
@@ -24,8 +32,8 @@ def read_manifest(kind: str, root: str | Path, **options: Any) -> Manifest:
     """Read a data set.
 
     Args:
-        kind: one of `READERS`: ``"folder"`` (`read_folder`), ``"table"`` (`read_table`), ``"lists"``
-            (`read_lists`).
+        kind: one of `READERS`: ``"folder"``, ``"table"``, ``"lists"`` for data of one's own (`read_folder`,
+            `read_table`, `read_lists`), or a benchmark by name.
         root: the folder that holds the images.
         options: what that reader takes beside ``root``.
 

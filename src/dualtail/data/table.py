@@ -22,6 +22,7 @@ from dualtail.data.problems import DataFaults, Problem
 from dualtail.errors import DataError
 
 MAX_SUGGESTIONS = 20
+MAX_ID = 1_000_000  # a label beyond is a misread column, and would make as many classes
 _CANONICAL_ID = re.compile(r"0|[1-9][0-9]*")  # "007" is a name, not the id 7
 
 
@@ -95,29 +96,37 @@ def read_table(
 
 
 def label_ids(
-    values: Sequence[str], names: Sequence[str], where: str, unit: str
+    values: Sequence[str], names: Sequence[str] | None, where: str, unit: str
 ) -> tuple[np.ndarray, list[Problem]]:
     """Turn labels, all ids or all names, into class ids and name every one that is unknown.
 
-    Labels that are all whole numbers are ids, unless the classes themselves have such names.
+    Labels that are all whole numbers are ids, unless the classes themselves have such names; without names they
+    must be ids.
     """
-    index_of = {name: index for index, name in enumerate(names)}
-    as_ids = all(_CANONICAL_ID.fullmatch(value) for value in values) and not set(values) <= set(index_of)
+    index_of = {name: index for index, name in enumerate(names or ())}
+    numbers = all(_CANONICAL_ID.fullmatch(value) for value in values)
+    as_ids = names is None or (numbers and not set(values) <= set(index_of))
+    size = len(names) if names is not None else MAX_ID
+    otherwise = f"ids go from 0 to {size - 1}" if as_ids else f"there are {size} classes"
     labels = np.zeros(len(values), dtype=np.int64)
     problems: list[Problem] = []
     suggestions: dict[str, str] = {}  # a search among all names takes a while, and rows repeat each other
     for row, value in enumerate(values):
-        found = int(value) if as_ids else index_of.get(value, -1)
-        if 0 <= found < len(names):
+        found = _id_of(value) if as_ids else index_of.get(value, -1)
+        if 0 <= found < size:
             labels[row] = found
         elif value:
-            otherwise = f"ids go from 0 to {len(names) - 1}" if as_ids else f"there are {len(names)} classes"
             if value not in suggestions:
                 searched = not as_ids and len(suggestions) < MAX_SUGGESTIONS
-                suggestions[value] = nearest_fix(value, names, otherwise) if searched else otherwise
-            fix = suggestions[value]
-            problems.append(Problem(f"unknown label {value!r}", f"{where}, {unit} {row + 1}", fix))
+                suggestions[value] = nearest_fix(value, index_of, otherwise) if searched else otherwise
+            problems.append(
+                Problem(f"unknown label {value!r}", f"{where}, {unit} {row + 1}", suggestions[value])
+            )
     return labels, problems
+
+
+def _id_of(value: str) -> int:
+    return int(value) if _CANONICAL_ID.fullmatch(value) else -1
 
 
 def _class_names(
