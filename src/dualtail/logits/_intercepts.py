@@ -98,8 +98,9 @@ class Problem:
 
     def multiplicative_step(self, point: Point) -> Tensor:
         """Return the step of iterative scaling, which is right for classes that are never predicted too."""
-        floor = self.strength + 1e-12 * self.size
-        return ((point.expected + floor) / (self.counts + floor)).log()
+        pull = self.strength * point.b
+        floor = pull.abs() + self.strength + 1e-12 * self.size
+        return ((point.expected + floor) / (self.counts + pull + floor)).log()
 
     def metric(self, point: Point) -> Tensor:
         """Return the inverse of the counts: information is at most that."""
@@ -461,7 +462,7 @@ def _covariance_diagonal(curvature: Curvature, ridge: float, inverse_counts: Ten
         for start in range(0, classes, 512):
             rows = inverse[start : start + 512].double()
             result[start : start + 512] += ridge * rows.square().sum(1)
-            kept = rows.mul_(-strength).sub_(1 / classes)
+            kept = -1 / classes - strength * rows
             kept.diagonal(start).add_(1)
             result[start : start + 512] -= kept.square_() @ weights
         return result.to(inverse_counts.device)

@@ -42,12 +42,13 @@ from dualtail.logits._passes import SoftmaxPasses
 # (counts, probabilities, unnormalised scores).
 _NORMALISATION_TOLERANCE = 1e-4
 
-# Optimality gaps, in nats a sample: aimed at, good enough to choose the strength, and worth a warning.
-_GAP, _ROUGH_GAP, _GAP_TO_WARN = 1e-9, 1e-6, 1e-6
+# Optimality gaps, in nats a sample: good enough to choose the strength, for Newton's method to begin, aimed at,
+# and worth a warning.
+_ROUGH_GAP, _NEAR_GAP, _GAP, _GAP_TO_WARN = 1e-6, 1e-9, 1e-11, 1e-6
 _TARGET_GAP, _TARGET_ROUNDS = 1e-5, 20
 _STRENGTH_ROUNDS = 8
-# A spread below this (a standard deviation of 1 % of a probability) is as good as none.
-_LEAST_SPREAD = 1e-4
+# Variances of log-probabilities that are believed: standard deviations from 1 % of a probability to e^10.
+_LEAST_SPREAD, _LARGEST_SPREAD = 1e-4, 1e2
 
 _SOURCES = ("counts", "zero_shot", "unlabelled", "mean", "uniform", "given")
 
@@ -397,7 +398,7 @@ def estimate_target_prior(
     problem = MixtureProblem(passes, log_source, smoothing)
     point = problem.at(torch.zeros_like(log_source))
     for _ in range(_TARGET_ROUNDS):
-        point = minimise(problem, point.b, _GAP / 10)
+        point = minimise(problem, point.b, _GAP)
         if problem.gap(point) <= _TARGET_GAP:
             break
     gap = problem.gap(point)
@@ -487,14 +488,14 @@ def _fit(problem: Problem, choose: bool, fit_temperature: bool, fixed_counts: bo
                 point, scale = fit_scale(problem, point, _ROUGH_GAP)
             start, before = point.b, problem.strength
             curvature = Curvature(problem, point)
-            spread = max(spread_of(curvature, fixed_counts), _LEAST_SPREAD)
+            spread = min(max(spread_of(curvature, fixed_counts), _LEAST_SPREAD), _LARGEST_SPREAD)
             problem.strength = strength_for(curvature, spread, fixed_counts)
             # One round from a strength that is right within a factor of 2 is within a few per cent.
             if abs(math.log(problem.strength / before)) < math.log(2):
                 break
-        point = minimise(problem, start, _GAP / 10)
+        point = minimise(problem, start, _NEAR_GAP)
         if fit_temperature:
-            point, scale = fit_scale(problem, point, _GAP / 10)
+            point, scale = fit_scale(problem, point, _GAP)
     except NotDetermined:
         raise InputError(
             "no temperature fits: the logits say nothing of the labels, or their order is wrong",
