@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from dualtail import __version__
 from dualtail.cli import check, data, predict, report, run_
 from dualtail.errors import DualtailError, Interrupted
+
+# Typer carries its own click or uses the installed one, depending on its version; either way these are its errors.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="dualtail",
@@ -55,10 +58,10 @@ def run() -> None:
         sys.exit(_say(str(error), 130))
     except DualtailError as error:
         sys.exit(_say(f"error: {error}", 2))
-    except click.ClickException as error:
-        hint = f"; see 'dualtail {error.ctx.info_name} --help'" if _is_usage_error(error) else ""  # type: ignore[attr-defined]
-        sys.exit(_say(f"error: {error.format_message().rstrip('.')}{hint}", 2))
-    except (KeyboardInterrupt, click.Abort):
+    except ClickException as error:
+        line = _usage_line(error)
+        sys.exit(_say(f"error: {line}", 2) if line else 2)  # empty where the help was printed in its place
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(_say("stopped; the same command goes on where it was", 130))
     except BrokenPipeError:
         # The reader of our output went away (`| head`); a second failure at exit is avoided by a closed stdout.
@@ -67,8 +70,13 @@ def run() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _is_usage_error(error: click.ClickException) -> bool:
-    return isinstance(error, click.UsageError) and error.ctx is not None and error.ctx.parent is not None
+def _usage_line(error: Any) -> str:
+    """Return what is wrong with the command line, and where help is."""
+    message = error.format_message().strip().rstrip(".")
+    context = getattr(error, "ctx", None)
+    if not (message and context and isinstance(error, UsageError)):
+        return str(message)
+    return f"{message}; see '{context.command_path} --help'"
 
 
 def _say(line: str, code: int) -> int:

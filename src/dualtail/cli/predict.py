@@ -17,6 +17,13 @@ class Format(str, Enum):
     csv = "csv"
 
 
+class BadImage(str, Enum):
+    """What becomes of an image that cannot be read."""
+
+    error = "error"
+    skip = "skip"
+
+
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)],
     images: Annotated[
@@ -25,8 +32,8 @@ def predict(
     top: Annotated[int, typer.Option("--top", min=1, help="Classes to print for each image.")] = 1,
     format_: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.table,
     on_bad_image: Annotated[
-        str, typer.Option(metavar="error|skip", help="Stop at an image that cannot be read, or leave it out.")
-    ] = "error",
+        BadImage, typer.Option(help="Stop at an image that cannot be read, or leave it out.")
+    ] = BadImage.error,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Classify images with the adjusted ensemble of a run; prints the class and its probability."""
@@ -37,7 +44,12 @@ def predict(
     observer = ConsoleObserver()
     try:
         predictions = predict_images(
-            run, find_images(images), top=top, device=device, on_bad_image=on_bad_image, observer=observer
+            run,
+            find_images(images),
+            top=top,
+            device=device,
+            on_bad_image=on_bad_image.value,
+            observer=observer,
         )
     finally:
         observer.close()

@@ -11,12 +11,11 @@ from dualtail.errors import DualtailError, RecipeError, nearest
 from dualtail.imagespec import ImageSpec
 from dualtail.logits.losses import LOSSES, build_loss
 from dualtail.logits.prior import LabelPrior
+from dualtail.models.head_init import HEAD_INITS
 from dualtail.models.heads import HEADS, check_options
 from dualtail.models.tuners import TUNERS
 from dualtail.runs.members import plan_members
 from dualtail.runs.recipe import Recipe
-
-HEAD_INITS = ("auto", "text", "class_mean", "random")
 
 
 def find_choice_faults(recipe: Recipe) -> list[str]:
@@ -53,7 +52,7 @@ def _checks(recipe: Recipe) -> Iterator[Callable[[], object]]:
     yield lambda: _known("finetune.head.name", tuned.head.name, list(HEADS))
     if tuned.head.name in HEADS:
         yield lambda: check_options("finetune.head.options", HEADS[tuned.head.name], tuned.head.options)
-    yield lambda: _known("finetune.head.init", tuned.head.init, HEAD_INITS)
+    yield lambda: _known("finetune.head.init", tuned.head.init, ["auto", *HEAD_INITS])
     yield lambda: _loss(recipe)
     yield lambda: train_transform(ImageSpec(size=32), tuned.augment.name, **tuned.augment.options)
     yield lambda: _known("finetune.sampling", tuned.sampling, SAMPLINGS)

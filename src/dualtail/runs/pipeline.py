@@ -22,7 +22,6 @@ from dualtail.data.transforms import eval_transform, train_transform
 from dualtail.engine.checkpoint import remove_checkpoint
 from dualtail.engine.finetune import finetune
 from dualtail.engine.inference import infer, member_evaluation
-from dualtail.engine.launch import process_rank
 from dualtail.engine.precision import resolve_device
 from dualtail.engine.progress import InferenceProgress, Progress
 from dualtail.engine.settings import FinetuneSettings
@@ -31,7 +30,7 @@ from dualtail.logits.losses import LOSSES, build_loss
 from dualtail.logits.prior import LabelPrior, estimate_label_prior
 from dualtail.models.backbone import Backbone, load_backbone
 from dualtail.models.classifier import Classifier, build_classifier, load_classifier
-from dualtail.models.heads import class_mean_weight, text_weight
+from dualtail.models.head_init import HEAD_INITS, head_weight
 from dualtail.models.text import class_text_features
 from dualtail.models.zero_shot import ZeroShotClassifier
 from dualtail.runs.analysis import adjust_members, evaluate_run
@@ -49,6 +48,7 @@ from dualtail.runs.store import (
     write_json,
     write_logits,
 )
+from dualtail.runs.team import Team
 
 NOTED_PROBLEMS = 5
 Outputs = dict[str, dict[str, SplitLogits]]
@@ -72,8 +72,15 @@ def run_pipeline(
         DualtailError: the recipe, its data or its models cannot be used; what was computed before stays.
         Interrupted: the user stopped the run; the same call goes on.
     """
-    with RunDirectory.open(out, recipe, update=update) as run:
-        Pipeline(run, observer or Observer()).run_all()
+    team = Team(recipe.runtime.device)
+    if team.leads:
+        with RunDirectory.open(out, recipe, update=update) as run:
+            team.wait()
+            Pipeline(run, team, observer or Observer()).run_all()
+            return run
+    team.wait()  # until the directory holds the recipe
+    run = RunDirectory.read(out)
+    Pipeline(run, team, Observer()).run_all()
     return run
 
 
@@ -82,11 +89,12 @@ class Pipeline:
 
     Args:
         run: an open run directory.
+        team: the processes that share the work.
         observer: hears what is done.
     """
 
-    def __init__(self, run: RunDirectory, observer: Observer) -> None:
-        self.run, self.recipe, self.observer = run, run.recipe, observer
+    def __init__(self, run: RunDirectory, team: Team, observer: Observer) -> None:
+        self.run, self.recipe, self.team, self.observer = run, run.recipe, team, observer
         self.members = plan_members(self.recipe)
         self.backbones = plan_backbones(self.members)
         refuse_choice_faults(self.recipe)
@@ -102,7 +110,8 @@ class Pipeline:
         self.logits()
         self.adjust()
         self.evaluate()
-        self.run.write_provenance()
+        if self.team.leads:
+            self.run.write_provenance()
 
     # Data.
 
@@ -123,14 +132,16 @@ class Pipeline:
         self.split = evaluation_split(self.manifest)
         self.eval_splits = ["val", "test"] if self.split == "test" else ["val"]
         self.data_print = fingerprint(self.manifest.fingerprint(), recipe.data.on_bad_image)
-        self.run.write_provenance(
-            data={
-                "fingerprint": self.data_print,
-                "root": recipe.data.root,
-                "splits": self.manifest.split_sizes,
-            },
-            seeds=sorted({member.seed for member in self.members}),
-        )
+        if self.team.leads:
+            self.run.write_provenance(
+                data={
+                    "fingerprint": self.data_print,
+                    "root": recipe.data.root,
+                    "splits": self.manifest.split_sizes,
+                },
+                seeds=sorted({member.seed for member in self.members}),
+                processes=self.team.size,
+            )
         sizes = ", ".join(f"{size:,} {name}" for name, size in self.manifest.split_sizes.items())
         self.observer.note(f"{self.manifest.num_classes:,} classes; images: {sizes}")
 
@@ -154,7 +165,7 @@ class Pipeline:
                 if backbone.has_text
             }
             outputs = self._infer(models, splits)
-            for plan, inputs in pending.items():
+            for plan, inputs in pending.items() if self.team.leads else ():
                 folder = self.run.backbone_dir(plan.name)
                 written = [folder / "backbone.json"]
                 write_json(folder / "backbone.json", describe_backbone(plan, loaded[plan]))
@@ -174,20 +185,24 @@ class Pipeline:
             if not self._has_text(plan) or self._is_done("prior", plan.name, inputs):
                 continue
             with self._stage(f"pre-training prior: {plan.name}") as clock:
-                options = self.recipe.prior
-                split = read_logits(self.run.backbone_dir(plan.name) / "zero_shot.safetensors", options.split)
-                counts = torch.bincount(split.labels, minlength=self.manifest.num_classes)
-                sampled = LabelPrior.from_counts(counts, zero="smooth", smoothing=0.5)
-                prior = estimate_label_prior(
-                    split.logits,
-                    split.labels,
-                    sampled,
-                    temperature=options.temperature,
-                    shrinkage=options.shrinkage,
-                )
-                path = self.run.backbone_dir(plan.name) / "prior.json"
-                write_json(path, prior.to_dict())
-                self.run.mark_done(f"prior/{plan.name}", inputs, [path], clock.seconds())
+                if self.team.leads:
+                    path = self.run.backbone_dir(plan.name) / "prior.json"
+                    write_json(path, self._estimate_prior(plan).to_dict())
+                    self.run.mark_done(f"prior/{plan.name}", inputs, [path], clock.seconds())
+
+    def _estimate_prior(self, plan: BackbonePlan) -> LabelPrior:
+        options = self.recipe.prior
+        split = read_logits(self.run.backbone_dir(plan.name) / "zero_shot.safetensors", options.split)
+        counts = torch.bincount(split.labels, minlength=self.manifest.num_classes)
+        # Half a sample for every class, where one has none: its share of the samples is then small, not zero.
+        smoothed = {"zero": "smooth", "smoothing": 0.5} if bool((counts == 0).any()) else {}
+        return estimate_label_prior(
+            split.logits,
+            split.labels,
+            LabelPrior.from_counts(counts, **smoothed),  # type: ignore[arg-type]
+            temperature=options.temperature,
+            shrinkage=options.shrinkage,
+        )
 
     # Members.
 
@@ -200,7 +215,6 @@ class Pipeline:
             folder, tuned = self.run.member_dir(member.name), self.recipe.finetune
             classifier = self._new_classifier(member)
             train = self.manifest.split("train")
-            rank, world_size = process_rank()
             loader = train_loader(
                 train,
                 train_transform(classifier.backbone.image_spec, tuned.augment.name, **tuned.augment.options),
@@ -210,8 +224,8 @@ class Pipeline:
                 epochs=tuned.epochs,
                 workers=self._workers,
                 on_bad_image=self.recipe.data.on_bad_image,
-                rank=rank,
-                world_size=world_size,
+                rank=self.team.rank,
+                world_size=self.team.size,
             )
             loss = build_loss(
                 tuned.loss.name,
@@ -233,11 +247,15 @@ class Pipeline:
                 device=self.recipe.runtime.device,
             )
             self._note_skipped(loader, "train")
-            classifier.save(folder)
-            write_json(folder / "training.json", {**result.to_dict(), "backbone": member.backbone.name})
-            written = [folder / name for name in ("trainable.safetensors", "config.json", "training.json")]
-            self.run.mark_done(f"finetune/{member.name}", inputs, written, clock.seconds())
-            remove_checkpoint(folder / "resume")
+            if self.team.leads:
+                classifier.save(folder)
+                about = {"backbone": member.backbone.name, "seed": member.seed}
+                write_json(folder / "training.json", {**result.to_dict(), **about})
+                written = [
+                    folder / name for name in ("trainable.safetensors", "config.json", "training.json")
+                ]
+                self.run.mark_done(f"finetune/{member.name}", inputs, written, clock.seconds())
+                remove_checkpoint(folder / "resume")
 
     def logits(self) -> None:
         """Logits and features of every member on val and test; each image is read once for all of them."""
@@ -254,7 +272,7 @@ class Pipeline:
                 for member in pending
             }
             outputs = self._infer(models, self.eval_splits)
-            for member, inputs in pending.items():
+            for member, inputs in pending.items() if self.team.leads else ():
                 path = self.run.member_dir(member.name) / "logits.safetensors"
                 write_logits(path, outputs[member.name])
                 self.run.mark_done(f"logits/{member.name}", inputs, [path], clock.seconds())
@@ -267,8 +285,9 @@ class Pipeline:
         if self._is_done("adjust", "", inputs):
             return
         with self._stage("backdoor adjustment") as clock:
-            written = adjust_members(self.run, self.members)
-            self.run.mark_done("adjust", inputs, written, clock.seconds())
+            if self.team.leads:
+                written = adjust_members(self.run, self.members)
+                self.run.mark_done("adjust", inputs, written, clock.seconds())
 
     def evaluate(self) -> None:
         """Metrics of everything the run has: zero-shot, members, methods, subsets, the adjusted ensemble."""
@@ -278,8 +297,9 @@ class Pipeline:
         if self._is_done("evaluate", "", inputs):
             return
         with self._stage("evaluation") as clock:
-            written = evaluate_run(self.run, self.manifest, self.members, self.split)
-            self.run.mark_done("evaluate", inputs, written, clock.seconds())
+            if self.team.leads:
+                written = evaluate_run(self.run, self.manifest, self.members, self.split)
+                self.run.mark_done("evaluate", inputs, written, clock.seconds())
 
     # What a stage depends on.
 
@@ -312,7 +332,7 @@ class Pipeline:
 
     def _is_done(self, stage: str, name: str, inputs: str) -> bool:
         key = f"{stage}/{name}" if name else stage
-        done = self.run.is_done(key, inputs)
+        done = self.team.agree(self.run.is_done(key, inputs))
         if done:
             self.observer.skipped(key.replace("_", "-").replace("/", ": "))
         return done
@@ -346,16 +366,16 @@ class Pipeline:
 
     def _head_weight(self, classifier: Classifier) -> Tensor | None:
         """Return the head's first weights, by the recipe's ``head.init``."""
-        init, backbone = self.recipe.finetune.head.init, classifier.backbone
-        if init == "auto":
-            init = "text" if backbone.has_text else "class_mean"
-        if init == "random":
-            return None
-        if init == "text":
-            return text_weight(backbone, self._text_features(backbone))
-        train = self._infer({"": ZeroShotClassifier(backbone, None)}, ["train"])[""]["train"]
-        assert train.features is not None
-        return class_mean_weight(train.features.float(), train.labels, self.manifest.num_classes)
+        head, backbone = self.recipe.finetune.head, classifier.backbone
+        init = ("text" if backbone.has_text else "class_mean") if head.init == "auto" else head.init
+        given: dict[str, Any] = {}
+        if HEAD_INITS[init] == "text_features" and backbone.has_text:
+            given["text_features"] = self._text_features(backbone)
+        elif HEAD_INITS[init] == "features":
+            train = self._infer({"": ZeroShotClassifier(backbone, None)}, ["train"])[""]["train"]
+            assert train.features is not None  # asked for above
+            given |= {"features": train.features.float(), "labels": train.labels}
+        return head_weight(init, backbone, self.manifest.num_classes, **given)
 
     @property
     def _loss_needs_prior(self) -> bool:
@@ -384,7 +404,6 @@ class Pipeline:
         transforms = {
             name: eval_transform(model.backbone.image_spec, crops=crops) for name, model in models.items()
         }
-        rank, world_size = process_rank()
         for split in splits:
             manifest = self.manifest.split(split)
             loader = eval_loader(
@@ -393,8 +412,8 @@ class Pipeline:
                 batch_size=self.recipe.runtime.eval_batch_size,
                 workers=self._workers,
                 on_bad_image=self.recipe.data.on_bad_image,
-                rank=rank,
-                world_size=world_size,
+                rank=self.team.rank,
+                world_size=self.team.size,
             )
             outputs = infer(
                 models,
@@ -447,6 +466,7 @@ class Pipeline:
         self.observer.stage(title)
         clock = Clock()
         yield clock
+        self.team.wait()  # what this stage wrote is there for all
         self.observer.finished(title, clock.seconds())
 
 
