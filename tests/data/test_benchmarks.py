@@ -29,12 +29,9 @@ def write_lists(root: Path, name: str, folders: list[str], train: list[int], wit
     root.mkdir(exist_ok=True)
     lines: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     for label, (folder, count) in enumerate(zip(folders, train, strict=True)):
-        lines["train"] += [
-            f"train/{folder}/{posixpath.basename(folder)}_{index}.JPEG {label}" for index in range(count)
-        ]
-        lines["val"] += [
-            f"train/{folder}/{posixpath.basename(folder)}_{index + 500}.JPEG {label}" for index in range(2)
-        ]
+        stem = f"{folder}/{posixpath.basename(folder)}"
+        lines["train"] += [f"train/{stem}_{index}.JPEG {label}" for index in range(count)]
+        lines["val"] += [f"train/{stem}_{index + 500}.JPEG {label}" for index in range(2)]
         lines["test"] += [f"val/{folder}/ILSVRC2012_val_{index:08d}.JPEG {label}" for index in range(3)]
     for split, rows in lines.items():
         if split != without:

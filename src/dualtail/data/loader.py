@@ -7,13 +7,16 @@ import signal
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dualtail.data.copies import SmallCopies
 from dualtail.data.images import decode_image
 from dualtail.data.manifest import Manifest
 from dualtail.data.samplers import epoch_order, sampling_prob
@@ -75,6 +78,7 @@ class ImageDataset(Dataset):
         seed: of the augmentation.
         on_bad_image: ``"error"``, or ``"skip"`` to leave out images that cannot be read.
         fast_decode: let the JPEG decoder halve images far larger than the transforms need.
+        cache: a folder for smaller copies of such images, see `SmallCopies`.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class ImageDataset(Dataset):
         seed: int = 0,
         on_bad_image: OnBadImage = "error",
         fast_decode: bool = False,
+        cache: str | Path | None = None,
     ) -> None:
         if on_bad_image not in ("error", "skip"):
             raise InputError(f"on_bad_image is {on_bad_image!r}", fix="use error or skip")
@@ -97,7 +102,9 @@ class ImageDataset(Dataset):
             raise InputError("there is no transform")
         self.seed = seed
         self.on_bad_image = on_bad_image
-        self.min_side = max(t.min_side for t in self.transforms.values()) if fast_decode else None
+        min_side = max(transform.min_side for transform in self.transforms.values())
+        self.min_side = min_side if fast_decode else None
+        self.copies = None if cache is None else SmallCopies(cache, min_side)
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -108,7 +115,7 @@ class ImageDataset(Dataset):
         with torch.random.fork_rng(devices=[]):
             for row, position in zip(draws.rows.tolist(), draws.positions.tolist(), strict=True):
                 try:
-                    image = decode_image(self.manifest.file(row), self.min_side)
+                    image = self._decode(self.manifest.file(row))
                 except DataError as error:
                     if self.on_bad_image == "error":
                         return error  # raised by the loader: a traceback of the worker would bury the line
@@ -123,6 +130,9 @@ class ImageDataset(Dataset):
         images = stacked if self.keyed else stacked.get("", torch.empty(0, dtype=torch.uint8))
         labels = torch.from_numpy(self.manifest.labels[rows])
         return Batch(images, labels, index, draws.total, tuple(skipped))
+
+    def _decode(self, path: str) -> Image.Image:
+        return decode_image(path, self.min_side) if self.copies is None else self.copies.decode(path)
 
 
 def sample_seed(seed: int, epoch: int, position: int) -> int:
@@ -311,6 +321,7 @@ def train_loader(
     workers: int | None = None,
     on_bad_image: OnBadImage = "error",
     fast_decode: bool = True,
+    cache: str | Path | None = None,
     drop_last: bool = False,
     rank: int = 0,
     world_size: int = 1,
@@ -328,6 +339,8 @@ def train_loader(
         on_bad_image: ``"error"`` stops at an image that cannot be read; ``"skip"`` leaves it out and lists it in
             ``loader.skipped``.
         fast_decode: let the JPEG decoder halve photographs far larger than the crop needs.
+        cache: a folder for smaller copies of such photographs, made in the first epoch (`SmallCopies`); pays where
+            decoding them takes longer than training.
         drop_last: leave out a last batch that is not full.
         rank: this process, from 0.
         world_size: number of processes.
@@ -343,7 +356,9 @@ def train_loader(
     plan = TrainPlan(
         manifest.labels, manifest.num_classes, sampling, epochs, seed, batch_size, rank, world_size, drop_last
     )
-    dataset = ImageDataset(manifest, transform, seed=seed, on_bad_image=on_bad_image, fast_decode=fast_decode)
+    dataset = ImageDataset(
+        manifest, transform, seed=seed, on_bad_image=on_bad_image, fast_decode=fast_decode, cache=cache
+    )
     return Loader(dataset, plan, workers)
 
 
@@ -355,6 +370,7 @@ def eval_loader(
     workers: int | None = None,
     on_bad_image: OnBadImage = "error",
     fast_decode: bool = False,
+    cache: str | Path | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> Loader:
@@ -370,11 +386,14 @@ def eval_loader(
         workers: see `train_loader`.
         on_bad_image: see `train_loader`.
         fast_decode: see `train_loader`; off, so that logits do not depend on it.
+        cache: see `train_loader`; likewise.
         rank: this process, from 0; it gets its own stretch of the rows, none twice and none lost.
         world_size: number of processes.
     """
     _require_images(manifest)
-    dataset = ImageDataset(manifest, transforms, on_bad_image=on_bad_image, fast_decode=fast_decode)
+    dataset = ImageDataset(
+        manifest, transforms, on_bad_image=on_bad_image, fast_decode=fast_decode, cache=cache
+    )
     return Loader(dataset, EvalPlan(len(manifest), batch_size, rank, world_size), workers)
 
 

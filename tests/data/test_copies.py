@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dualtail.data import copies
+from dualtail.data.copies import SmallCopies
+from dualtail.data.images import decode_image
+from dualtail.data.loader import eval_loader, train_loader
+from dualtail.data.readers import read_manifest
+from dualtail.data.transforms import eval_transform, train_transform
+from dualtail.errors import DataError
+from dualtail.imagespec import ImageSpec
+
+SPEC = ImageSpec(size=8)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Large, wide photographs in one class and small images in the other."""
+    rng = np.random.default_rng(0)
+    for name, size in (("large", (300, 200)), ("small", (20, 20))):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for index in range(3):
+            image = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(size)
+            image.save(tmp_path / "train" / name / f"{index}.jpg", quality=95)
+    return tmp_path
+
+
+def files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_only_large_images_get_a_copy(tree, tmp_path):
+    store = SmallCopies(tmp_path / "copies", 30)
+    assert store.decode(str(tree / "train/large/0.jpg")).size == (45, 30)
+    assert store.decode(str(tree / "train/small/0.jpg")).size == (20, 20)
+    (copy,) = files(tmp_path / "copies")
+    assert Image.open(copy).size == (45, 30)
+    exact = decode_image(tree / "train/large/0.jpg").resize((45, 30), Image.Resampling.LANCZOS)
+    again = store.decode(str(tree / "train/large/0.jpg"))
+    assert np.abs(np.asarray(exact, dtype=float) - np.asarray(again, dtype=float)).mean() < 2
+
+
+def test_a_copy_is_made_once(tree, tmp_path, monkeypatch):
+    store = SmallCopies(tmp_path / "copies", 30)
+    path = str(tree / "train/large/0.jpg")
+    first = np.asarray(store.decode(path))
+    monkeypatch.setattr(SmallCopies, "_write", None)
+    assert np.array_equal(np.asarray(store.decode(path)), first)
+    assert np.array_equal(np.asarray(SmallCopies(tmp_path / "copies", 30).decode(path)), first)
+
+
+def test_a_changed_image_gets_a_new_copy(tree, tmp_path):
+    store = SmallCopies(tmp_path / "copies", 30)
+    path = tree / "train/large/0.jpg"
+    store.decode(str(path))
+    Image.new("RGB", (300, 200), (255, 0, 0)).save(path)
+    assert store.decode(str(path)).getpixel((5, 5)) == pytest.approx((255, 0, 0), abs=4)
+    os.utime(path, (1, 1))
+    store.decode(str(path))
+    assert len(files(tmp_path / "copies")) == 3
+
+
+def test_faults_are_said_of_the_image(tree, tmp_path):
+    store = SmallCopies(tmp_path / "copies", 30)
+    with pytest.raises(DataError, match=r"none\.jpg: there is no such file"):
+        store.decode(str(tree / "none.jpg"))
+    (tree / "bad.jpg").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"bad\.jpg: this is no image"):
+        store.decode(str(tree / "bad.jpg"))
+    cut = (tree / "train/large/1.jpg").read_bytes()[:900]
+    (tree / "cut.jpg").write_bytes(cut)
+    with pytest.raises(DataError, match=r"cut\.jpg: "):
+        store.decode(str(tree / "cut.jpg"))
+    assert not (tmp_path / "copies").exists()
+
+
+def test_a_folder_that_cannot_be_written(tree, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(copies.os, "replace", full)
+    with pytest.raises(
+        DataError, match="cannot write a copy of an image: No space left on device; make room"
+    ):
+        SmallCopies(tmp_path / "copies", 30).decode(str(tree / "train/large/0.jpg"))
+    assert files(tmp_path / "copies") == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_epoch_sees_the_same_pixels(tree, tmp_path, workers):
+    manifest = read_manifest("folder", tree)
+    transform = train_transform(SPEC)
+    options = {"batch_size": 2, "workers": workers, "cache": tmp_path / "copies"}
+    loader = train_loader(manifest, transform, **options)
+    first = [batch.images for batch in loader]
+    assert len(files(tmp_path / "copies")) == 3
+    assert all(torch.equal(a, b.images) for a, b in zip(first, loader, strict=True))
+
+
+def test_evaluation_with_copies_is_close(tree, tmp_path):
+    manifest = read_manifest("folder", tree)
+    transforms = {"a": eval_transform(SPEC)}
+    (exact,) = eval_loader(manifest, transforms, batch_size=6, workers=0)
+    (near,) = eval_loader(manifest, transforms, batch_size=6, workers=0, cache=tmp_path / "copies")
+    assert len(files(tmp_path / "copies")) == 3
+    assert (exact.images["a"].int() - near.images["a"].int()).abs().float().mean() < 2
