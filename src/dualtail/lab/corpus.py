@@ -29,6 +29,31 @@ class Sample:
         return len(self.labels)
 
 
+def draw_factors(
+    world: World,
+    labels: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    lossy: np.ndarray | None = None,
+    lost: tuple[str, ...] = (),
+) -> np.ndarray:
+    """Return what an image of each label shows, ``(N, F)``: its code, each factor resampled now and then.
+
+    Args:
+        world: codes and resampling.
+        labels: ``(N,)`` class numbers.
+        rng: draws which factors are resampled, and to what.
+        lossy: ``(C,)`` bool, classes whose images have the factors ``lost`` scrambled.
+        lost: names of factors.
+    """
+    codes = world.codes[labels]
+    sizes = np.array(list(world.factors.values()))
+    anew = rng.random(codes.shape) < world.resample
+    if lossy is not None:
+        anew |= lossy[labels][:, None] & np.isin(world.factor_names, lost)
+    return np.where(anew, rng.integers(0, sizes, codes.shape), codes)
+
+
 def draw(
     world: World,
     labels: np.ndarray,
@@ -37,21 +62,8 @@ def draw(
     lossy: np.ndarray | None = None,
     lost: tuple[str, ...] = (),
 ) -> Sample:
-    """Return an image of each label: its code, each factor resampled now and then.
-
-    Args:
-        world: codes, resampling, noise.
-        labels: ``(N,)`` class numbers.
-        rng: draws everything.
-        lossy: ``(C,)`` bool, classes whose images have the factors ``lost`` scrambled.
-        lost: names of factors.
-    """
-    factors = world.codes[labels].copy()
-    sizes = np.array(list(world.factors.values()))
-    anew = rng.random(factors.shape) < world.resample
-    if lossy is not None:
-        anew |= lossy[labels][:, None] & np.isin(world.factor_names, lost)
-    factors = np.where(anew, rng.integers(0, sizes, factors.shape), factors)
+    """Return an image of each label; the arguments are those of :func:`draw_factors`."""
+    factors = draw_factors(world, labels, rng, lossy=lossy, lost=lost)
     images = render(factors, world.factor_names, rng, noise=world.noise, jitter=world.jitter)
     return Sample(images, labels.astype(np.int64), factors)
 

@@ -12,15 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from dualtail.lab.pretrain import TRUTH_FILE
+from dualtail.lab.embedded import FIRST, MODELS, PACKAGE, SAME_PRIOR, embedded_truth, embedded_world
 from dualtail.lab.task import TASK_FILE, train_counts, write_task
-from dualtail.lab.world import World, read_world
+from dualtail.lab.world import World
 from dualtail.logits.backdoor import backdoor_adjust
 from dualtail.logits.comparison import PairedTest, paired_test
 from dualtail.logits.groups import GROUP_NAMES, ClassGroups
@@ -31,10 +30,9 @@ from dualtail.runs.pipeline import run_pipeline
 from dualtail.runs.recipe import Member, Recipe, read_recipe
 from dualtail.runs.store import RunDirectory, read_json, read_logits
 
-PACKAGE = Path(__file__).parent
-WORLD_FILE, RECIPE_FILE, MODELS = PACKAGE / "embedded.yaml", PACKAGE / "demo.yaml", PACKAGE / "models"
+RECIPE_FILE = PACKAGE / "demo.yaml"
 RUN, CONTROLS = "run", "controls"
-FIRST, SAME_PRIOR, SEEDS = "alder", ("alder-2", "alder-3"), (1, 2)
+SEEDS = (1, 2)  # the first model's other fine-tuning seeds
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def tell_demo(folder: str | Path, observer: Observer | None = None) -> Iterator[
         DualtailError: the folder holds something else, or cannot be written.
     """
     folder, observer = Path(folder), observer or Observer()
-    world = read_world(WORLD_FILE)
+    world = embedded_world()
     started = time.monotonic()
     if not _is_written(world, folder / "data"):
         observer.stage("drawing the images")
@@ -167,11 +165,6 @@ class Story:
         return self.controls if self.controls is not None and name in SAME_PRIOR else self.run
 
 
-def embedded_truth(name: str) -> dict[str, Any]:
-    """Return ``lab.json`` of an embedded model."""
-    return read_json(MODELS / name / TRUTH_FILE)
-
-
 # --- chapters
 
 
@@ -183,8 +176,9 @@ def task_chapter(world: World) -> Chapter:
         "The task",
         f"{world.classes} classes of drawn pictures, each a code of {len(world.factors)} factors "
         f"({', '.join(world.factor_names)}). The training set is long-tailed: {counts.max()} images of the most "
-        f"frequent class, {counts.min()} of the rarest; {groups.sizes['few']} classes have fewer than 20 (D-Few). Factors are "
-        f"resampled now and then, so the best possible accuracy is {100 * world.bayes_accuracy:.1f} %.",
+        f"frequent class, {counts.min()} of the rarest; {groups.sizes['few']} classes have fewer than 20 (D-Few). "
+        "Factors are resampled now and then, so the best possible accuracy is "
+        f"{100 * world.bayes_accuracy:.1f} %.",
     )
 
 

@@ -11,7 +11,7 @@ FACTOR_VALUES: dict[str, tuple[str, ...]] = {
     "shape": ("disc", "square", "triangle", "cross", "ring", "diamond"),
     "texture": ("plain", "barred", "striped", "slanted", "chequered", "dotted"),
     "colour": ("red", "green", "blue", "yellow", "magenta", "cyan"),
-    "border": ("unframed", "white-framed", "black-framed", "orange-framed", "violet-framed", "teal-framed"),
+    "border": ("unframed", "pink-framed", "lime-framed", "orange-framed", "violet-framed", "teal-framed"),
     "background": ("snow", "night", "sand", "sea", "grass", "earth"),
 }
 
@@ -27,7 +27,7 @@ _COLOURS = np.array(
     dtype=np.float32,
 )
 _BORDERS = np.array(
-    [[0, 0, 0], [1, 1, 1], [0, 0, 0], [1, 0.55, 0], [0.5, 0.1, 0.8], [0, 0.5, 0.5]], dtype=np.float32
+    [[0, 0, 0], [1, 0.4, 0.65], [0.6, 1, 0.2], [1, 0.55, 0], [0.5, 0.1, 0.8], [0, 0.5, 0.5]], dtype=np.float32
 )
 _BACKGROUNDS = np.array(
     [
