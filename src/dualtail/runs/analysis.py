@@ -24,6 +24,7 @@ from dualtail.logits.groups import GROUP_NAMES, ClassGroups, membership_probabil
 from dualtail.logits.losses import LOSSES
 from dualtail.logits.member_prior import MemberPrior, fit_member_prior
 from dualtail.logits.metrics import Evaluation, Tally, evaluate
+from dualtail.logits.neighbors import disagreement, error_correlation, knn_accuracy, linear_cka
 from dualtail.logits.prior import LabelPrior
 from dualtail.runs.members import MemberPlan, plan_backbones
 from dualtail.runs.store import RunDirectory, SplitLogits, read_json, read_logits, write_csv, write_json
@@ -196,6 +197,8 @@ class _Evaluation:
         self._csv("subsets.csv", self._subsets())
         self._csv("per_class.csv", self._per_class(backbones, of_members, adjusted))
         self._json(self.run.adjusted_dir / "comparisons.json", self._comparisons(adjusted_scores))
+        self._json(self.run.adjusted_dir / "neighbors.json", self._neighbors())
+        self._json(self.run.adjusted_dir / "disagreement.json", self._disagreement())
         return self.written
 
     # Groups.
@@ -382,6 +385,73 @@ class _Evaluation:
             for measure, group, mask in questions
         ]
 
+    # Features.
+
+    def _neighbors(self) -> Row:
+        """kNN accuracy of the features before and after tuning: val is the bank (on val alone, each without itself)."""
+        wanted = self.run.recipe.evaluate.neighbors
+        paths = {
+            "backbones": {
+                plan.name: self._zero_shot_path(plan.name) for plan in plan_backbones(self.members)
+            },
+            "members": {member.name: self._logits_path(member.name) for member in self.members},
+        }
+        found: Row = {
+            "bank": "val",
+            "k": wanted.k,
+            "temperature": wanted.temperature,
+            "backbones": {},
+            "members": {},
+        }
+        for kind, files in paths.items():
+            for name, path in files.items():
+                if path.exists():
+                    found[kind][name] = self._knn(path, wanted.k, wanted.temperature)
+        return found
+
+    def _knn(self, path: Path, k: int, temperature: float) -> Row:
+        bank = read_logits(path, "val", features=True)
+        asked = None if self.split == "val" else read_logits(path, self.split, features=True)
+        assert bank.features is not None  # every logits file of a run holds them
+        result = knn_accuracy(
+            bank.features.float(),
+            bank.labels,
+            None if asked is None or asked.features is None else asked.features.float(),
+            None if asked is None else asked.labels,
+            self.manifest.num_classes,
+            k=min(k, len(bank.labels) - (asked is None)),
+            temperature=temperature,
+            d_groups=self.d_groups,
+            p_groups=self.p_groups,
+            split=self.split,
+            confidence=self.run.recipe.evaluate.confidence,
+        ).to_dict()
+        return {key: value for key, value in result.items() if key != "per_class"}
+
+    def _disagreement(self) -> Row:
+        """How different the members answer and err, and how different their features are."""
+        members = self.logits.of_members
+        features = [
+            read_logits(self._logits_path(member.name), self.split, features=True).features
+            for member in self.members
+        ]
+        similar = [[1.0 if a is b else float(linear_cka(a, b)) for b in features] for a in features]
+        return {
+            "members": [member.name for member in self.members],
+            "disagreement": disagreement(members).tolist(),
+            "error_correlation": _json_numbers(error_correlation(members, self.logits.labels).tolist()),
+            "double_fault": _json_numbers(
+                error_correlation(members, self.logits.labels, "double_fault").tolist()
+            ),
+            "cka": _json_numbers(similar),
+        }
+
+    def _zero_shot_path(self, name: str) -> Path:
+        return self.run.backbone_dir(name) / "zero_shot.safetensors"
+
+    def _logits_path(self, name: str) -> Path:
+        return self.run.member_dir(name) / "logits.safetensors"
+
     def _json(self, path: Path, content: Any) -> None:
         write_json(path, content)
         self.written.append(path)
@@ -414,3 +484,8 @@ def flat_metrics(evaluation: Evaluation) -> Row:
 
 def _class_accuracies(evaluation: Evaluation) -> list[float | None]:
     return list(evaluation.per_class.to_dict()["accuracy"])
+
+
+def _json_numbers(rows: list[list[float]]) -> list[list[float | None]]:
+    """Return rows with None for NaN (a correlation with a member that is always right), which JSON does not have."""
+    return [[None if value != value else value for value in row] for row in rows]

@@ -172,10 +172,18 @@ class Groups(Section):
         return self
 
 
+class Neighbors(Section):
+    """The nearest-neighbour check of the features, with val as the bank."""
+
+    k: PositiveInt = 200
+    temperature: PositiveFloat = 0.1
+
+
 class Evaluate(Section):
     """What is measured on the test split."""
 
     groups: Groups = Groups()
+    neighbors: Neighbors = Neighbors()
     confidence: Fraction = 0.95
     crops: Literal[1, 5, 10] = 1
     """Crops of an image whose logits are averaged: 5 or 10 for test-time ensembling."""
