@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -169,10 +168,3 @@ def _by_timm(rest: str, path: Path) -> nn.Module | None:
         )
     except Exception:  # each architecture's converter fails in its own way; the caller reports the names
         return None
-
-
-def resizer(model: Any) -> Callable[[int], None] | None:
-    """Return what changes a timm model's input size after its weights are in, or None if it cannot."""
-    if hasattr(model, "set_input_size"):
-        return lambda size: model.set_input_size(img_size=(size, size))
-    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,12 @@ from torch.nn import functional as F
 
 from dualtail.errors import BackboneError
 from dualtail.models import _open_clip, _timm
-from dualtail.models._parts import Parts
+from dualtail.models._parts import Parts, quiet
+from dualtail.models._resize import check_input, resize_input
 from dualtail.models.blocks import Block, blocks_of
+
+if TYPE_CHECKING:
+    from dualtail.models.tuners.base import Tuner
 
 _LIBRARIES = {"open_clip": _open_clip.build, "timm": _timm.build}
 _TEXT_BATCH = 256
@@ -35,7 +39,7 @@ class Backbone(nn.Module):
         text_blocks: its text tower's, likewise.
         weights_fingerprint: SHA-256 of the weights as loaded.
         trains_modules: whether the vision tower follows ``train()``.
-        tuned: the names of the attached tuners, by tower.
+        tuned: the attached tuners, by tower.
     """
 
     pixel_mean: Tensor
@@ -54,7 +58,7 @@ class Backbone(nn.Module):
         # Parameters that the architecture itself never trains (fixed sine position embeddings).
         self._constant = {name for name, value in self.named_parameters() if not value.requires_grad}
         self.trains_modules = False
-        self.tuned: dict[str, str] = {}
+        self.tuned: dict[str, Tuner] = {}
         self._make_tokenizer = parts.tokenizer
         self._tokenizer: Any = None
         self.register_buffer("pixel_mean", torch.tensor(self.image_spec.mean).view(3, 1, 1), persistent=False)
@@ -213,6 +217,7 @@ def load_backbone(
     *,
     weights: str | None = None,
     seed: int = 0,
+    image_size: int | None = None,
     device: str | torch.device = "cpu",
 ) -> Backbone:
     """Load a foundation model with its complete weights, frozen, in float32.
@@ -222,6 +227,7 @@ def load_backbone(
             ``open_clip_config.json`` and weights in open_clip's hub format) or ``timm:NAME``.
         weights: a local checkpoint to use instead of the weights that the name stands for, or ``"random"``.
         seed: of random weights; torch's global generator is left alone.
+        image_size: side of the input images, when it is not to be the pre-trained one: position embeddings are resized.
         device: where it will live.
 
     Returns:
@@ -229,7 +235,8 @@ def load_backbone(
 
     Raises:
         BackboneError: the name is unknown; weights are absent, partial or of another architecture or activation
-            (QuickGELU where the architecture computes GELU); they cannot be fetched without a network.
+            (QuickGELU where the architecture computes GELU); they cannot be fetched without a network; the tower cannot
+            take that image size.
 
     Example:
         >>> backbone = load_backbone("timm:test_vit", weights="random")
@@ -245,4 +252,11 @@ def load_backbone(
             fix="name it open_clip:ARCH/TAG, open_clip:DIR or timm:NAME",
         )
     parts = _LIBRARIES[library](name, rest, weights=weights, seed=seed)
-    return Backbone(name, parts, weights=weights, seed=seed).to(device)
+    resized = image_size is not None and image_size != parts.image_spec.size
+    if image_size is not None and resized:
+        with quiet():
+            resize_input(name, parts, image_size)
+    made = Backbone(name, parts, weights=weights, seed=seed).to(device)
+    if resized:
+        check_input(made)
+    return made

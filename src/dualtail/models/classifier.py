@@ -32,10 +32,12 @@ class Classifier(nn.Module):
         tuner: attached to that backbone.
         head: reads its features.
         class_names: C names, in the order of the labels.
+        text_tuner: attached to the text tower of that backbone, for a head that reads it.
 
     Raises:
         BackboneError: the head's width is not the backbone's.
-        InputError: the number of class names is not the head's, or a name is empty or repeated.
+        InputError: the text tower is tuned but the head does not read it; the number of class names is not the head's,
+            or a name is empty or repeated.
 
     Example:
         >>> member = build_classifier("timm:test_vit", ["cat", "dog"], weights="random", head="linear")
@@ -43,7 +45,14 @@ class Classifier(nn.Module):
         torch.Size([1, 2])
     """
 
-    def __init__(self, backbone: Backbone, tuner: Tuner, head: Head, class_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        tuner: Tuner,
+        head: Head,
+        class_names: Sequence[str],
+        text_tuner: Tuner | None = None,
+    ) -> None:
         super().__init__()
         self.class_names = check_class_names(class_names)
         if head.feature_dim != backbone.feature_dim:
@@ -54,7 +63,12 @@ class Classifier(nn.Module):
             )
         if head.num_classes != len(self.class_names):
             raise InputError(f"{len(self.class_names)} class names for a head of {head.num_classes} classes")
-        self.backbone, self.tuner, self.head = backbone, tuner, head
+        if text_tuner is not None and not head.reads_text:
+            raise InputError(
+                f"the head {head.name!r} does not read the text tower that is tuned",
+                fix="use 'text' or 'coop'",
+            )
+        self.backbone, self.tuner, self.head, self.text_tuner = backbone, tuner, head, text_tuner
 
     @property
     def num_classes(self) -> int:
@@ -70,14 +84,25 @@ class Classifier(nn.Module):
         return self.head(self.features(images))
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """Return what training changes, under the names it is saved by: ``tuner.*`` and ``head.*``."""
-        tuned = {f"tuner.{name}": parameter for name, parameter in self.tuner.trainable().items()}
-        return tuned | {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
+        """Return what training changes, under the names it is saved by: ``tuner.*``, ``text_tuner.*``, ``head.*``."""
+        named = {
+            f"{part}.{name}": parameter
+            for part, tuner in self._tuners().items()
+            for name, parameter in tuner.trainable().items()
+        }
+        return named | {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Return the trained parameters, and batch statistics that follow them, as tensors that share memory."""
-        extra = {f"tuner.{name}": value for name, value in self.tuner.extra_state().items()}
+        extra = {
+            f"{part}.{name}": value
+            for part, tuner in self._tuners().items()
+            for name, value in tuner.extra_state().items()
+        }
         return {name: value.detach() for name, value in (self.trainable_parameters() | extra).items()}
+
+    def _tuners(self) -> dict[str, Tuner]:
+        return {"tuner": self.tuner} | ({} if self.text_tuner is None else {"text_tuner": self.text_tuner})
 
     @torch.no_grad()
     def load_trainable_state(self, state: dict[str, Tensor], *, where: str = "state") -> None:
@@ -108,10 +133,12 @@ class Classifier(nn.Module):
                 "name": backbone.name,
                 "weights": backbone.weights,
                 "seed": backbone.seed,
+                "image_size": backbone.image_spec.size,
                 "fingerprint": backbone.weights_fingerprint,
             },
-            "tuner": {"name": self.tuner.name, "options": self.tuner.options},
-            "head": {"name": self.head.name, "options": self.head.options},
+            "tuner": _named(self.tuner),
+            "text_tuner": None if self.text_tuner is None else _named(self.text_tuner),
+            "head": _named(self.head),
             "class_names": list(self.class_names),
         }
 
@@ -137,6 +164,10 @@ class Classifier(nn.Module):
         _check_same(config, self.config(), Path(directory) / CONFIG_FILE)
         path = Path(directory) / WEIGHTS_FILE
         self.load_trainable_state(_read_trainable(path), where=str(path))
+
+
+def _named(part: Tuner | Head) -> dict[str, Any]:
+    return {"name": part.name, "options": part.options}
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:
@@ -194,7 +225,14 @@ def _check_same(saved: dict[str, Any], own: dict[str, Any], path: Path) -> None:
             fix="load the same backbone with the same weights (random ones depend on the versions of torch and "
             "open_clip)",
         )
-    for part in ("tuner", "head"):
+    if saved["backbone"]["image_size"] != own["backbone"]["image_size"]:
+        raise BackboneError(
+            f"saved for images of {saved['backbone']['image_size']} pixels, the backbone here takes "
+            f"{own['backbone']['image_size']}",
+            where=str(path),
+            fix="load the backbone with that image_size",
+        )
+    for part in ("tuner", "text_tuner", "head"):
         if saved[part] != own[part]:
             raise BackboneError(
                 f"saved with {part} {saved[part]}, this classifier has {own[part]}",
@@ -208,8 +246,11 @@ def build_classifier(
     class_names: Sequence[str],
     *,
     weights: str | None = None,
+    image_size: int | None = None,
     tuner: str = "adaptformer",
     tuner_options: dict[str, Any] | None = None,
+    text_tuner: str | None = None,
+    text_tuner_options: dict[str, Any] | None = None,
     head: str = "cosine",
     head_options: dict[str, Any] | None = None,
     seed: int = 0,
@@ -218,11 +259,14 @@ def build_classifier(
     """Load a backbone, attach a tuner and put a head on it; the head's weights are random until initialised.
 
     Args:
-        backbone: its name, or one already loaded (then ``weights`` and ``device`` are not used).
+        backbone: its name, or one already loaded (then ``weights``, ``image_size`` and ``device`` are not used).
         class_names: C names.
         weights: as for ``load_backbone``.
-        tuner: a key of ``TUNERS``.
+        image_size: as for ``load_backbone``.
+        tuner: a key of ``TUNERS``, for the vision tower.
         tuner_options: its options.
+        text_tuner: a key of ``TUNERS`` for the text tower, with the heads ``text`` and ``coop``.
+        text_tuner_options: its options.
         head: a key of ``HEADS``.
         head_options: its options.
         seed: of all random weights.
@@ -233,12 +277,23 @@ def build_classifier(
     """
     names = check_class_names(class_names)
     if isinstance(backbone, str):
-        backbone = load_backbone(backbone, weights=weights, seed=seed, device=device)
-    made = build_head(head, backbone.feature_dim, len(names), **{"seed": seed, **(head_options or {})})
+        backbone = load_backbone(backbone, weights=weights, seed=seed, image_size=image_size, device=device)
+    made = build_head(
+        head,
+        backbone.feature_dim,
+        len(names),
+        backbone=backbone,
+        class_names=names,
+        **{"seed": seed, **(head_options or {})},
+    )
     attached = attach_tuner(
         backbone, tuner, num_classes=len(names), **{"seed": seed, **(tuner_options or {})}
     )
-    return Classifier(backbone, attached, made.to(backbone.device), names)
+    text = None
+    if text_tuner is not None:
+        options = {"seed": seed, **(text_tuner_options or {})}
+        text = attach_tuner(backbone, text_tuner, num_classes=len(names), tower="text", **options)
+    return Classifier(backbone, attached, made, names, text)
 
 
 def load_classifier(
@@ -257,12 +312,21 @@ def load_classifier(
     config = read_config(directory)
     saved = config["backbone"]
     if backbone is None:
-        backbone = load_backbone(saved["name"], weights=saved["weights"], seed=saved["seed"], device=device)
+        backbone = load_backbone(
+            saved["name"],
+            weights=saved["weights"],
+            seed=saved["seed"],
+            image_size=saved["image_size"],
+            device=device,
+        )
+    text_tuner = config["text_tuner"] or {"name": None, "options": None}
     classifier = build_classifier(
         backbone,
         config["class_names"],
         tuner=config["tuner"]["name"],
         tuner_options=config["tuner"]["options"],
+        text_tuner=text_tuner["name"],
+        text_tuner_options=text_tuner["options"],
         head=config["head"]["name"],
         head_options=config["head"]["options"],
     )

@@ -17,6 +17,7 @@ class ZeroShotClassifier(nn.Module):
             which gives features only.
 
     Example:
+        >>> import torch
         >>> from dualtail.models.backbone import load_backbone
         >>> model = ZeroShotClassifier(load_backbone("timm:test_vit", weights="random"), None)
         >>> model.features(torch.zeros(1, 3, 160, 160, dtype=torch.uint8)).shape

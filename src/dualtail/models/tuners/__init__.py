@@ -87,7 +87,7 @@ def attach_tuner(
     _check_fit(backbone, kind, tower)
     if tower in backbone.tuned:
         raise BackboneError(
-            f"the tuner {backbone.tuned[tower]!r} is attached already",
+            f"the tuner {backbone.tuned[tower].name!r} is attached already",
             where=backbone.name,
             fix="detach() it first",
         )
@@ -96,7 +96,7 @@ def attach_tuner(
     with seeded(seed):
         tuner = kind(site, **options)
     tuner.options = {**options, **({} if blocks is None else {"blocks": list(blocks)}), "seed": seed}
-    backbone.tuned[tower] = name
+    backbone.tuned[tower] = tuner
     tuner.on_detach(lambda: backbone.tuned.pop(tower, None))  # type: ignore[arg-type]
     return tuner.to(backbone.device)
 
