@@ -366,7 +366,7 @@ def test_cifar_leaves_other_folders_alone(tmp_path):
     with pytest.raises(DataError, match="the folder holds something else"):
         read_manifest("cifar100_lt", tmp_path, images="mine", verify=False)
     read_manifest("cifar100_lt", tmp_path, verify=False)
-    with pytest.raises(DataError, match=r"the folder holds images of cifar-100-binary\.tar\.gz"):
+    with pytest.raises(DataError, match=r"the folder holds other images"):
         read_manifest("cifar10_lt", tmp_path, images="cifar-100-png", verify=False)
     with pytest.raises(InputError, match=r"ratio is 0\.5"):
         read_manifest("cifar100_lt", tmp_path, ratio=0.5)

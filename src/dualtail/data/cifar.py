@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import tarfile
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from dualtail.data.folders import about_folder, fill_folder
 from dualtail.data.longtail import long_tail_counts
 from dualtail.data.manifest import Manifest
 from dualtail.errors import DataError, InputError
@@ -22,7 +19,6 @@ SOURCE = (
 )
 GROUP_RATIO = 100  # the groups of classes are those of this ratio, whatever the ratio of the training set
 _PIXELS = 3 * 32 * 32
-_MARK = "cifar.json"
 
 
 @dataclass(frozen=True)
@@ -127,22 +123,15 @@ def _select(labels: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
 
 def _unpacked(archive: Archive, root: Path, target: Path, verify: bool) -> dict[str, list]:
     """Return names and labels of the unpacked images, unpacking them first where that has not been done."""
-    mark = target / _MARK
-    if mark.is_file():
-        about = json.loads(mark.read_text())
-        if about["archive"] != archive.file:
+    about = about_folder(target)
+    if about is not None:
+        if about.get("archive") != archive.file:
             raise DataError(
-                f"the folder holds images of {about['archive']}",
+                "the folder holds other images",
                 where=str(target),
                 fix="name another folder with the option images",
             )
         return about
-    if target.exists() and any(target.iterdir()):
-        raise DataError(
-            "the folder holds something else",
-            where=str(target),
-            fix="name another folder with the option images",
-        )
     content = _binary_files(archive, root)
     names = content[archive.names].decode().split()
     if len(names) < 2:
@@ -155,22 +144,12 @@ def _unpacked(archive: Archive, root: Path, target: Path, verify: bool) -> dict[
     if verify:
         _verify(archive, labels, len(names), root)
     about = {"archive": archive.file, "names": names, **{split: of.tolist() for split, of in labels.items()}}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with fill_folder(target, about) as folder:
         for split, parts in splits.items():
-            (partial / split).mkdir()
+            (folder / split).mkdir()
             pixels = np.concatenate([part[1] for part in parts])
             for row, image in enumerate(pixels):
-                Image.fromarray(image).save(partial / split / f"{row:05d}.png", compress_level=1)
-        (partial / _MARK).write_text(json.dumps(about))
-        partial.chmod(0o755)  # mkdtemp makes it private
-        if target.exists():
-            target.rmdir()
-        os.replace(partial, target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+                Image.fromarray(image).save(folder / split / f"{row:05d}.png", compress_level=1)
     return about
 
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from dualtail.data.folder import read_folder
+from dualtail.data.folders import fill_folder
 from dualtail.data.longtail import long_tail_counts
 from dualtail.data.manifest import Manifest
-from dualtail.errors import DataError, InputError
+from dualtail.errors import InputError
 
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 VAL_PER_CLASS = 20
 TEST_PER_CLASS = 40
-_MARK = "digits.json"
 
 
 def write_digits(folder: str | Path, ratio: float = 50, seed: int = 0, size: int = 32) -> Manifest:
@@ -47,15 +43,13 @@ def write_digits(folder: str | Path, ratio: float = 50, seed: int = 0, size: int
     if size < 8:
         raise InputError(f"size is {size}", fix="give at least the 8 pixels that the digits have")
     folder = Path(folder).expanduser()
-    _require_own(folder)
     digits = load_digits()
     rng = np.random.default_rng([seed, 0xD161])
     rows = [rng.permutation(np.flatnonzero(digits.target == label)) for label in range(10)]
     held = VAL_PER_CLASS + TEST_PER_CLASS
     counts = long_tail_counts(10, min(map(len, rows)) - held, ratio)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    about = {"data": "scikit-learn digits", "ratio": ratio, "seed": seed, "size": size}
+    with fill_folder(folder, about) as partial:
         for label, name in enumerate(CLASS_NAMES):
             val, test, train = np.split(rows[label], [VAL_PER_CLASS, held])
             for split, chosen in (("train", train[: counts[label]]), ("val", val), ("test", test)):
@@ -63,31 +57,7 @@ def write_digits(folder: str | Path, ratio: float = 50, seed: int = 0, size: int
                 target.mkdir(parents=True)
                 for row in chosen:
                     _enlarged(digits.images[row], size).save(target / f"{row:04d}.png")
-        about = {
-            "dataset": "scikit-learn digits",
-            "ratio": ratio,
-            "seed": seed,
-            "size": size,
-            "train_counts": counts.tolist(),
-        }
-        (partial / _MARK).write_text(json.dumps(about, indent=2) + "\n")
-        partial.chmod(0o755)  # mkdtemp makes it private
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return read_folder(folder)
-
-
-def _require_own(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise DataError("this is a file", where=str(folder), fix="name a new folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / _MARK).is_file():
-        raise DataError(
-            "the folder holds something else", where=str(folder), fix="name a new or an empty folder"
-        )
 
 
 def _enlarged(pixels: np.ndarray, size: int) -> Image.Image:

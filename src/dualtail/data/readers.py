@@ -13,6 +13,7 @@ from dualtail.data.inaturalist import read_inaturalist_2018
 from dualtail.data.lists import read_lists
 from dualtail.data.manifest import Manifest, nearest_fix
 from dualtail.data.oltr import read_imagenet_lt, read_places_lt
+from dualtail.data.shards import read_hugging_face, read_webdataset
 from dualtail.data.table import read_table
 from dualtail.errors import DataError
 
@@ -20,6 +21,8 @@ READERS: dict[str, Callable[..., Manifest]] = {
     "folder": read_folder,
     "table": read_table,
     "lists": read_lists,
+    "hugging_face": read_hugging_face,
+    "webdataset": read_webdataset,
     "imagenet_lt": read_imagenet_lt,
     "places_lt": read_places_lt,
     "inaturalist_2018": read_inaturalist_2018,
@@ -32,8 +35,8 @@ def read_manifest(kind: str, root: str | Path, **options: Any) -> Manifest:
     """Read a data set.
 
     Args:
-        kind: one of `READERS`: ``"folder"``, ``"table"``, ``"lists"`` for data of one's own (`read_folder`,
-            `read_table`, `read_lists`), or a benchmark by name.
+        kind: one of `READERS`: ``"folder"``, ``"table"``, ``"lists"``, ``"hugging_face"``, ``"webdataset"`` for
+            data of one's own, or a benchmark by name. The reader ``X`` is described at ``read_X``.
         root: the folder that holds the images.
         options: what that reader takes beside ``root``.
 
@@ -61,7 +64,7 @@ def read_manifest(kind: str, root: str | Path, **options: Any) -> Manifest:
         if name not in options:
             raise DataError(f"the data source {kind!r} needs the option {name!r}")
     root = Path(root).expanduser()
-    if not root.is_dir():
+    if not root.is_dir() and not options.get("dataset"):  # a data set of the hub is fetched into it
         raise DataError(
             "there is no such folder", where=str(root), fix="set the root to the folder of the images"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -142,15 +142,20 @@ def _class_names(
     stored = (table.schema.metadata or {}).get(CLASS_NAMES_KEY)
     if stored is not None:
         return tuple(stored.decode().split("\n"))
-    seen = {value for value in label if value}
+    training = [value for value, part in zip(label, split, strict=True) if rename.get(part) == "train"]
+    return seen_classes(label, training)
+
+
+def seen_classes(labels: Iterable[str], training: Iterable[str]) -> tuple[str, ...]:
+    """Return the classes of data without class names: ``"0"`` to the largest id, or the sorted training labels.
+
+    Only training labels make classes, so that a misspelt label of another split is noticed.
+    """
+    seen = set(filter(None, labels))
     if all(_CANONICAL_ID.fullmatch(value) for value in seen):
-        return tuple(str(index) for index in range(1 + max(map(int, seen), default=0)))
-    # Only training labels make classes, so that a misspelt label of another split is noticed.
-    return tuple(
-        sorted(
-            {value for value, part in zip(label, split, strict=True) if value and rename.get(part) == "train"}
-        )
-    )
+        largest = max((int(value) for value in seen), default=0)
+        return tuple(str(index) for index in range(min(largest, MAX_ID) + 1))
+    return tuple(sorted(set(filter(None, training))))
 
 
 def _empty_cells(source: Path, columns: Mapping[str, str], *values: Sequence[str]) -> list[Problem]:
