@@ -107,6 +107,7 @@ class RunResults:
         metrics: of the backdoor-adjusted ensemble.
         weights: ``weights.json``: rule, members, weights, temperatures.
         prior: the members' mean prior.
+        membership: ``C`` rows of the probabilities of belonging to each P-group of the mean prior.
         methods: a row a method, as in ``methods.csv``, numbers as numbers.
         subsets: a row a subset of members.
         per_class: a row a class.
@@ -125,6 +126,7 @@ class RunResults:
     metrics: Row
     weights: Row
     prior: LabelPrior | None
+    membership: list[list[float]] | None
     methods: list[Row]
     subsets: list[Row]
     per_class: list[Row]
@@ -175,6 +177,7 @@ def read_results(root: str | Path) -> RunResults:
         metrics=read_json(adjusted / "metrics.json"),
         weights=weights,
         prior=_as_prior(prior),
+        membership=prior.get("p_membership") if prior else None,
         methods=_optional_csv(adjusted / "methods.csv"),
         subsets=_optional_csv(adjusted / "subsets.csv"),
         per_class=_optional_csv(adjusted / "per_class.csv"),
@@ -202,14 +205,14 @@ def _read_classes(path: Path) -> Classes:
 def _read_backbones(run: RunDirectory) -> list[Backbone]:
     found = []
     for folder in _folders(run.root / "backbones"):
-        prior = _optional_json(folder / "prior.json", None)
+        groups = _optional_json(folder / "groups.json", {})
         found.append(
             Backbone(
                 name=folder.name,
                 info=_optional_json(folder / "backbone.json", {}),
-                prior=_as_prior(prior),
-                p_groups=prior.get("p_groups") if prior else None,
-                membership=prior.get("p_membership") if prior else None,
+                prior=_as_prior(_optional_json(folder / "prior.json", None)),
+                p_groups=groups.get("p_groups"),
+                membership=groups.get("p_membership"),
                 metrics=_optional_json(folder / "metrics.json", None),
             )
         )

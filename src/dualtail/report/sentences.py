@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dualtail.report.results import RunResults
+from dualtail.logits.groups import GROUP_NAMES, compare_priors
+from dualtail.logits.intervals import normal_quantile
+from dualtail.logits.prior import LabelPrior
+from dualtail.report.results import Row, RunResults
+from dualtail.report.sheet import Estimate, format_interval, format_value
+
+GROUP_TITLES = {"many": "Many", "medium": "Medium", "few": "Few"}
+_LOWEST_CLASSES = 3
 
 
 @dataclass(frozen=True)
@@ -15,15 +23,28 @@ class Line:
     Attributes:
         topic: what it is about, such as "data".
         text: the sentence, plain text.
+        classes: (class, what to call it) of classes that the page links to behind the sentence.
     """
 
     topic: str
     text: str
+    classes: tuple[tuple[int, str], ...] = ()
+
+    def __str__(self) -> str:
+        if not self.classes:
+            return self.text
+        return f"{self.text} Lowest classes: {and_list([name for _, name in self.classes])}."
 
 
 def describe_run(results: RunResults) -> list[Line]:
-    """Return the overview of a run, a line for each topic."""
-    return [Line("data", _data(results)), Line("members", _members(results))]
+    """Return the overview of a run in five lines: data, members, what was done, headline, what to look at first."""
+    return [
+        Line("data", _data(results)),
+        Line("members", _members(results)),
+        Line("what was done", _done(results)),
+        Line("result", f"{_headline(results)} {_against_members(results)}".strip()),
+        Line("look first at", look_first(results), lowest_classes(results)),
+    ]
 
 
 def _data(results: RunResults) -> str:
@@ -32,23 +53,231 @@ def _data(results: RunResults) -> str:
     sizes = classes.group_sizes("D")
     measured = sum(classes.counts.get(classes.evaluated_on, []))
     return (
-        f"{count(len(classes), 'class', 'classes')}, {sum(train):,} training images, {max(train):,} to "
-        f"{min(train):,} a class; {sizes['many']} D-Many, {sizes['medium']} D-Medium, {sizes['few']} D-Few. "
+        f"{count(len(classes), 'class', 'classes')}, {count(sum(train), 'training image')}, {max(train):,} to "
+        f"{min(train):,} a class; {sizes['many']:,} D-Many, {sizes['medium']:,} D-Medium, {sizes['few']:,} D-Few. "
         f"Measured on {count(measured, 'image')} of {classes.evaluated_on}."
     )
 
 
 def _members(results: RunResults) -> str:
     names = and_list([member.name for member in results.members])
-    with_prior = [backbone for backbone in results.backbones if backbone.prior is not None]
     line = f"{count(len(results.members), 'member')}: {names}."
-    if not with_prior:
-        return f"{line} No backbone has a text tower, so there is no pre-training prior and there are no P-groups."
     without = [backbone.name for backbone in results.backbones if backbone.prior is None]
+    if results.backbones and len(without) == len(results.backbones):
+        return f"{line} No backbone has a text tower, so there is no pre-training prior and there are no P-groups."
     if without:
         have = "have" if len(without) > 1 else "has"
         line += f" No pre-training prior for {and_list(without)}, which {have} no text tower."
     return line
+
+
+def _done(results: RunResults) -> str:
+    tuned = results.recipe.finetune
+    how = "Each was" if len(results.members) > 1 else "It was"
+    with_tuner = "its head alone" if tuned.tuner.name == "none" else f"the tuner {tuned.tuner.name}"
+    line = (
+        f"{how} fine-tuned for {count(tuned.epochs, 'epoch')}: {with_tuner}, {tuned.head.name} head, "
+        f"{tuned.loss.name} loss."
+    )
+    if len(results.members) < 2:
+        return f"{line} One member has nothing to be averaged with, so the adjusted ensemble is that member."
+    rule = str(results.weights.get("rule", "logits")).replace("_", "-")
+    averaged = "The median of their log-probabilities" if rule == "median" else f"The average of their {rule}"
+    weights = [f"{weight:.2f}" for weight in results.weights.get("weights", [])]
+    if len(set(weights)) < 2:
+        over = "with equal weights"
+    else:
+        over = f"with weights {and_list(weights)}{', fitted on val' if results.weights.get('fitted') else ''}"
+    return f"{line} {averaged}, {over}, is the backdoor-adjusted ensemble."
+
+
+def _headline(results: RunResults) -> str:
+    metrics = results.metrics
+    who = "The adjusted ensemble" if len(results.members) > 1 else "The member"
+    overall = Estimate(metrics["overall"], *(metrics.get("overall_ci") or (None, None)))
+    line = f"{who} is right on {spell(overall, results)} of the images"
+    tail = Estimate.of((metrics.get("cross") or {}).get("few", {}).get("few"))
+    few = Estimate.of((metrics.get("d_groups") or {}).get("few"))
+    if tail.value is not None:
+        line += f", and in the tail-tail classes on {spell(tail)}"
+    elif few.value is not None:
+        line += f", and in the D-Few classes on {spell(few)}"
+    return f"{line}."
+
+
+def _against_members(results: RunResults) -> str:
+    """Say what the paired comparisons with the members show, and no more."""
+    found = [(row["b"], comparison_of(row)) for row in overall_comparisons(results)]
+    found = [(name, difference) for name, difference in found if difference.low is not None]
+    if len(found) < 2:
+        return ""
+    better = [name for name, difference in found if difference.low > 0]  # type: ignore[operator]
+    worse = [name for name, difference in found if difference.high < 0]  # type: ignore[operator]
+    name, least = min(found, key=lambda pair: pair[1].value or 0.0)
+    points = f"{format_value('points', least.value)} points ({format_interval('points', least)})"
+    if len(better) == len(found):
+        return f"It is better than every member; over the best of them, {name}, by {points}, on the same images."
+    if worse:
+        return f"It is worse than {and_list(worse)}: the difference to {name} is {points}, on the same images."
+    rest = [name for name, _ in found if name not in better]
+    if not better:
+        return f"No difference to any member can be told from these images; that to {name} is {points}."
+    return (
+        f"It is better than {and_list(better)}, but no difference to {and_list(rest)} can be told from these "
+        f"images; that to {name} is {points}."
+    )
+
+
+def overall_comparisons(results: RunResults) -> list[Row]:
+    """Return the paired comparisons of overall accuracy over all classes."""
+    return [
+        row
+        for row in results.comparisons
+        if row.get("measure", "overall") == "overall" and row.get("classes", "all") == "all"
+    ]
+
+
+def comparison_of(row: Row) -> Estimate:
+    """Return a paired difference as an estimate."""
+    low, high = row.get("ci") or (None, None)
+    return Estimate(row.get("difference"), low, high, row.get("n"))
+
+
+def look_first(results: RunResults) -> str:
+    """Say which group of classes is behind, if any surely is."""
+    metrics = results.metrics
+    macro_low = (metrics.get("macro_ci") or (None, None))[0]
+    behind = [
+        (title, cell)
+        for title, cell in group_cells(metrics)
+        if cell.high is not None and macro_low is not None and cell.high < macro_low
+    ]
+    if behind:
+        title, cell = min(behind, key=lambda pair: pair[1].value or 0.0)
+        return (
+            f"{title}: its {count(cell.classes or 0, 'class', 'classes')} reach {spell(cell)}, against "
+            f"{format_value('percent', metrics['macro'])} % over all classes."
+        )
+    return "No group of classes is surely behind: each group's interval reaches that of all classes."
+
+
+def group_cells(metrics: Row) -> list[tuple[str, Estimate]]:
+    """Return every group with classes, tail-tail first, as (title, estimate)."""
+    cells = [("Tail-tail (D-Few and P-Few)", (metrics.get("cross") or {}).get("few", {}).get("few"))]
+    for kind in ("d", "p"):
+        groups = metrics.get(f"{kind}_groups") or {}
+        cells += [(f"{kind.upper()}-{GROUP_TITLES[name]}", groups.get(name)) for name in GROUP_NAMES]
+    return [(title, Estimate.of(cell)) for title, cell in cells if cell and cell.get("accuracy") is not None]
+
+
+def lowest_classes(results: RunResults) -> tuple[tuple[int, str], ...]:
+    """Return the classes that the ensemble is right on least often, as (class, "name (right of all)")."""
+    table = results.metrics.get("per_class") or {}
+    known = [
+        (correct / n, index, correct, n)
+        for index, (correct, n) in enumerate(zip(table.get("correct", []), table.get("n", []), strict=True))
+        if n and correct < n
+    ]
+    names = results.classes.names
+    return tuple(
+        (index, f"{names[index]} ({correct} of {n})") for _, index, correct, n in sorted(known)[:_LOWEST_CLASSES]
+    )
+
+
+def describe_groups(results: RunResults) -> str:
+    """Say how far the ensemble's accuracy is apart between its groups, and what tail-tail is."""
+    metrics = results.metrics
+    parts = []
+    for kind, what in (("d", "training data"), ("p", "pre-training")):
+        groups = metrics.get(f"{kind}_groups") or {}
+        many, few = Estimate.of(groups.get("many")), Estimate.of(groups.get("few"))
+        if many.value is None or few.value is None:
+            continue
+        names = f"{kind.upper()}-Many {spell(many)} and {kind.upper()}-Few {spell(few)}"
+        if few.high is not None and many.low is not None and few.high < many.low:
+            parts.append(f"Classes with little {what} suffer: {names}.")
+        elif many.high is not None and few.low is not None and many.high < few.low:
+            parts.append(f"Classes with little {what} do better: {names}.")
+        else:
+            parts.append(f"By {what} the intervals overlap: {names}.")
+    tail = Estimate.of((metrics.get("cross") or {}).get("few", {}).get("few"))
+    if tail.value is not None:
+        parts.append(f"Tail-tail, few of both, {count(tail.classes or 0, 'class', 'classes')}: {spell(tail)}.")
+    return " ".join(parts)
+
+
+# --- the two imbalances
+
+
+def describe_imbalances(results: RunResults) -> str:
+    """Say how far the backbones' priors follow the training counts and each other."""
+    known = [backbone for backbone in results.backbones if backbone.prior is not None]
+    if not known:
+        return "No backbone has zero-shot logits, so only the data imbalance is known."
+    counts = train_prior(results)
+    against = [
+        (backbone.name, correlation_interval(backbone.prior, counts, results.recipe.evaluate.confidence))
+        for backbone in known
+        if backbone.prior is not None
+    ]
+    follows = [name for name, (low, high) in against if low > 0]
+    opposes = [name for name, (low, high) in against if high < 0]
+    apart = [name for name, (low, high) in against if low <= 0 <= high]
+    parts = []
+    if follows:
+        parts.append(f"the prior of {and_list(follows)} follows the training counts")
+    if opposes:
+        parts.append(f"the prior of {and_list(opposes)} runs against the training counts")
+    if apart:
+        parts.append(f"no relation between the training counts and the prior of {and_list(apart)} can be told")
+    line = f"By rank, {'; '.join(parts)}."
+    if results.classes.p_groups is not None:
+        tail_tail = results.classes.cross()[2][2]
+        line += f" {count(tail_tail, 'class is', 'classes are')} rare in both (tail-tail)."
+    return line
+
+
+def train_prior(results: RunResults) -> LabelPrior:
+    """Return the label prior of the training counts, with half an image added to every class."""
+    counts = results.classes.counts.get("train") or results.classes.group_counts
+    return LabelPrior.from_counts(counts, zero="smooth", smoothing=0.5)
+
+
+def correlation_interval(first: LabelPrior, second: LabelPrior, confidence: float) -> tuple[float, float]:
+    """Return an interval for Spearman's rank correlation over classes; (-1, 1) where too few classes say nothing.
+
+    Fisher's z with the standard error of Bonett and Wright (2000), ``sqrt((1 + r^2 / 2) / (C - 3))``.
+
+    Example:
+        >>> first = LabelPrior.from_counts(list(range(1, 51)))
+        >>> low, high = correlation_interval(first, first, 0.95)
+        >>> low > 0.9
+        True
+    """
+    correlation, classes = compare_priors(first, second).spearman, len(first)
+    if math.isnan(correlation) or classes < 5:
+        return -1.0, 1.0
+    bounded = min(max(correlation, -0.999999), 0.999999)
+    half = normal_quantile(confidence) * math.sqrt((1 + bounded**2 / 2) / (classes - 3))
+    return math.tanh(math.atanh(bounded) - half), math.tanh(math.atanh(bounded) + half)
+
+
+# --- words
+
+
+def spell(cell: Estimate, results: RunResults | None = None) -> str:
+    """Return an accuracy with its interval; with ``results``, also what the interval is.
+
+    Example:
+        >>> spell(Estimate(0.5, 0.4, 0.6))
+        '50.0 % (40.0–60.0)'
+    """
+    value = f"{format_value('percent', cell.value)} %"
+    interval = format_interval("percent", cell)
+    if not interval:
+        return value
+    kind = f"{100 * results.recipe.evaluate.confidence:g} % interval " if results else ""
+    return f"{value} ({kind}{interval})"
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:

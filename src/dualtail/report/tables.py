@@ -6,27 +6,37 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from dualtail.logits.groups import GROUP_NAMES, compare_priors
+from dualtail.logits.intervals import mean_interval
 from dualtail.logits.prior import LabelPrior
 from dualtail.report.formats import column_width, to_rich
+from dualtail.report.published import find_benchmark
 from dualtail.report.results import Row, RunResults, read_results
-from dualtail.report.sentences import describe_run
+from dualtail.report.sentences import (
+    GROUP_TITLES,
+    comparison_of,
+    correlation_interval,
+    describe_run,
+    train_prior,
+)
 from dualtail.report.sheet import Column, Estimate, Sheet
 
-GROUP_TITLES = {"many": "Many", "medium": "Medium", "few": "Few"}
 # What a narrow terminal leaves out first.
 _SPARE = {"many": 2, "medium": 4, "few": 1}
-
 # A terminal shows so many subsets; the page and the files have them all.
 _SUBSETS_IN_TERMINAL = 15
 # What is printed where the width is not known, such as into a file.
 _PLAIN_WIDTH = 120
+_COMPARED = {"all": "all classes", "d_few": "D-Few", "tail_tail": "tail-tail"}
+
+
+# --- in a terminal
 
 
 def print_run(root: Path | str, console: Console | None = None) -> None:
@@ -39,21 +49,28 @@ def print_run(root: Path | str, console: Console | None = None) -> None:
     Raises:
         RunError: it is no run directory or has not finished.
     """
-    if console is None:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console = Console(highlight=False, width=_PLAIN_WIDTH)
-    results = read_results(root)
+    print_results(read_results(root), console or plain_console())
+
+
+def print_results(results: RunResults, console: Console) -> None:
+    """Print a run's overview, methods and subsets."""
     console.print(f"[bold]{escape(results.name)}[/bold]")
     for line in describe_run(results):
-        console.print(escape(line.text), soft_wrap=True)
-    for sheet in (methods_sheet(results), subsets_sheet(results)):
+        console.print(f"[dim]{line.topic}:[/dim] {escape(str(line))}", soft_wrap=True)
+    for sheet in (methods_sheet(results), comparisons_sheet(results), subsets_sheet(results)):
         if sheet:
             console.print()
-            _print_sheet(console, sheet)
+            print_sheet(sheet, console)
 
 
-def _print_sheet(console: Console, sheet: Sheet) -> None:
+def plain_console() -> Console:
+    """Return a console on stdout that is wide enough where stdout is a file."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
+
+
+def print_sheet(sheet: Sheet, console: Console) -> None:
+    """Print a table with as many columns as there is room for."""
     left_out = len(sheet.rows) - _SUBSETS_IN_TERMINAL if sheet.key == "subsets" else 0
     if left_out > 0:
         sheet = replace(sheet, rows=sheet.rows[-_SUBSETS_IN_TERMINAL:])
@@ -77,18 +94,19 @@ def _fitting(sheet: Sheet, console: Console) -> Table:
 
 def run_sheets(results: RunResults) -> list[Sheet]:
     """Return every table of a run that has something in it."""
-    sheets = [
-        members_sheet(results),
-        priors_sheet(results),
-        prior_correlation_sheet(results),
-        cross_sheet(results),
-        groups_sheet(results),
-        methods_sheet(results),
-        comparisons_sheet(results),
-        subsets_sheet(results),
-        subset_sizes_sheet(results),
-    ]
-    return [sheet for sheet in sheets if sheet]
+    builders = (
+        members_sheet,
+        priors_sheet,
+        prior_correlation_sheet,
+        cross_sheet,
+        groups_sheet,
+        own_groups_sheet,
+        methods_sheet,
+        comparisons_sheet,
+        subsets_sheet,
+        subset_sizes_sheet,
+    )
+    return [sheet for build in builders if (sheet := build(results))]
 
 
 # --- the run's parts
@@ -132,63 +150,44 @@ def members_sheet(results: RunResults) -> Sheet:
 
 def priors_sheet(results: RunResults) -> Sheet:
     """Return how uneven each estimated pre-training prior is."""
-    rows = []
-    counts = _train_prior(results)
-    for backbone in results.backbones:
-        if backbone.prior is not None:
-            rows.append(_prior_row(backbone.name, backbone.prior, counts, results.classes.names))
-    if results.prior is not None and len(rows) > 1:
-        rows.append(_prior_row("mean of the members", results.prior, counts, results.classes.names))
+    known = [(b.name, b.prior) for b in results.backbones if b.prior is not None]
+    if results.prior is not None and len(known) > 1:
+        known.append(("mean of the members", results.prior))
+    rows = [_prior_row(name, prior, results) for name, prior in known]
     columns = [
         Column("backbone", "backbone"),
         Column("ratio", "largest / smallest", "number"),
-        Column("error", "median standard error of log P", "number"),
-        Column("most", "most probable class"),
-        Column("least", "least probable class"),
-        Column("spearman", "rank correlation with the training counts", "number"),
+        Column("error", "standard error of log P", "number"),
+        Column("most", "most probable"),
+        Column("least", "least probable"),
+        Column("spearman", "rank correlation with counts", "number"),
     ]
-    return Sheet(
-        "priors",
-        "Estimated pre-training label priors",
-        columns,
-        rows,
-        "A prior that does not follow the training counts is an imbalance of its own: the counts cannot repair it.",
-    )
+    return Sheet("priors", "Estimated pre-training label priors", columns, rows)
 
 
-def _prior_row(name: str, prior: LabelPrior, counts: LabelPrior | None, names: Sequence[str]) -> Row:
-    log_prob = prior.log_prob
-    errors = prior.standard_errors
-    correlation = compare_priors(prior, counts).spearman if counts is not None else None
+def _prior_row(name: str, prior: LabelPrior, results: RunResults) -> Row:
+    log_prob, errors, names = prior.log_prob, prior.standard_errors, results.classes.names
+    counts = train_prior(results)
+    interval = correlation_interval(prior, counts, results.recipe.evaluate.confidence)
     return {
         "backbone": name,
         "ratio": float((log_prob.max() - log_prob.min()).exp()),
         "error": None if errors is None else float(errors.median()),
         "most": names[int(log_prob.argmax())],
         "least": names[int(log_prob.argmin())],
-        "spearman": correlation,
+        "spearman": Estimate(compare_priors(prior, counts).spearman, *interval),
     }
-
-
-def _train_prior(results: RunResults) -> LabelPrior | None:
-    counts = results.classes.counts.get("train") or results.classes.group_counts
-    return LabelPrior.from_counts(counts, zero="smooth", smoothing=0.5) if len(counts) > 1 else None
 
 
 def prior_correlation_sheet(results: RunResults) -> Sheet:
     """Return Spearman's rank correlation between the backbones' priors; empty for fewer than two."""
     known = [(backbone.name, backbone.prior) for backbone in results.backbones if backbone.prior is not None]
-    rows = []
+    rows: list[Row] = []
     if len(known) > 1:
         for name, prior in known:
-            row: Row = {"backbone": name}
-            for other, second in known:
-                row[other] = compare_priors(prior, second).spearman
-            rows.append(row)
-    columns = [Column("backbone", "")] + [Column(name, name, "number") for name, _ in known]
-    return Sheet(
-        "prior_correlation", "How the backbones' priors agree (Spearman's rank correlation)", columns, rows
-    )
+            rows.append({"": name, **{other: compare_priors(prior, second).spearman for other, second in known}})
+    columns = [Column("", "")] + [Column(name, name, "number") for name, _ in known]
+    return Sheet("prior_correlation", "Rank correlation between the backbones' priors", columns, rows)
 
 
 def cross_sheet(results: RunResults) -> Sheet:
@@ -201,31 +200,111 @@ def cross_sheet(results: RunResults) -> Sheet:
     return Sheet("cross", "Classes by D-group and P-group", columns, rows)
 
 
+# --- who suffers
+
+
 def groups_sheet(results: RunResults) -> Sheet:
-    """Return accuracy by group, with intervals, of every zero-shot model, member and the ensemble."""
-    rows: list[Row] = []
-    for backbone in results.backbones:
-        if backbone.metrics:
-            rows.append({"model": f"zero-shot {backbone.name}", **_group_cells(backbone.metrics)})
-    rows += [{"model": member.name, **_group_cells(member.metrics)} for member in results.members]
+    """Return accuracy by group, with intervals, of every zero-shot model, member and the ensemble.
+
+    P-groups are the same for all rows: those of the members' mean prior.
+    """
+    rows = [{"model": label, **cells} for label, cells in common_groups(results)]
+    note = _interval_note(results)
+    if results.has_groups:
+        note += " P-groups are those of the members' mean prior in every row."
+    return Sheet("groups", "Accuracy by group", [Column("model", "model"), *metric_columns(results)], rows, note)
+
+
+def common_groups(results: RunResults) -> list[tuple[str, dict[str, Estimate]]]:
+    """Return (model, group to estimate) for every model of a run, all with the same groups of classes."""
+    found = []
+    for label, column in model_columns(results):
+        accuracies = [row.get(column) for row in results.per_class]
+        sizes = [row.get("n_test") or 0 for row in results.per_class]
+        found.append((label, _estimates(results, accuracies, sizes)))
+    if len(results.members) > 1 or not found:
+        # The ensemble's own metrics have the same groups.
+        found = [pair for pair in found if pair[0] != "ensemble"]
+        found.append(("ensemble", metrics_cells(results.metrics)))
+    return found
+
+
+def model_columns(results: RunResults) -> list[tuple[str, str]]:
+    """Return (label, column of ``per_class.csv``) of every model that the run has, the ensemble last."""
+    present = results.per_class[0].keys() if results.per_class else ()
+    named = [(f"zero-shot {backbone.name}", f"zero_shot_{backbone.name}") for backbone in results.backbones]
+    named += [(member.name, f"member_{member.name}") for member in results.members]
     if len(results.members) > 1:
-        rows.append({"model": "ensemble", **_group_cells(results.metrics)})
-    columns = [Column("model", ""), *_metric_columns(results)]
-    return Sheet("groups", "Accuracy by group", columns, rows, _interval_note(results))
+        named.append(("ensemble", "adjusted"))
+    return [(label, column) for label, column in named if column in present]
 
 
-def _group_cells(metrics: Row) -> Row:
-    low, high = metrics.get("overall_ci") or (None, None)
-    cells: Row = {"overall": Estimate(metrics.get("overall"), low, high, metrics.get("n"))}
-    for kind in ("d", "p"):
-        groups = metrics.get(f"{kind}_groups") or {}
-        for name in GROUP_NAMES:
-            cells[f"{kind}_{name}"] = Estimate.of(groups.get(name))
-    cells["tail_tail"] = Estimate.of(((metrics.get("cross") or {}).get("few") or {}).get("few"))
+def cells_of_groups(results: RunResults) -> dict[str, np.ndarray]:
+    """Return ``(C,)`` masks of every group and cell: overall, d_many, ..., p_few, few.few (D then P), tail_tail."""
+    classes = results.classes
+    masks = {"overall": np.ones(len(classes), bool)}
+    d_groups = np.array(classes.d_groups)
+    masks |= {f"d_{name}": d_groups == name for name in GROUP_NAMES}
+    if classes.p_groups is not None:
+        p_groups = np.array(classes.p_groups)
+        masks |= {f"p_{name}": p_groups == name for name in GROUP_NAMES}
+        masks |= {f"{d}.{p}": (d_groups == d) & (p_groups == p) for d in GROUP_NAMES for p in GROUP_NAMES}
+        masks["tail_tail"] = masks["few.few"]
+    return masks
+
+
+def _estimates(
+    results: RunResults, accuracies: Sequence[float | None], sizes: Sequence[int]
+) -> dict[str, Estimate]:
+    """Return accuracy and interval of every group from the classes' accuracies, as ``metrics.json`` has them."""
+    n = np.array(sizes, dtype=np.float64)
+    correct = np.round(np.array([value or 0.0 for value in accuracies]) * n)
+    cells = {}
+    for key, mask in cells_of_groups(results).items():
+        some = mask & (n > 0)
+        weights = n * mask if key == "overall" else mask.astype(np.float64)
+        bounds = mean_interval(correct, n, results.recipe.evaluate.confidence, weights=weights)
+        value = None
+        if some.any():
+            value = float(np.average(correct[some] / n[some], weights=weights[some]))
+        cells[key] = Estimate(value, *(bounds or (None, None)), int(n[mask].sum()), int(mask.sum()))
     return cells
 
 
-def _metric_columns(results: RunResults) -> list[Column]:
+def metrics_cells(metrics: Row) -> dict[str, Estimate]:
+    """Return every group and cell of a ``metrics.json``, under the keys of :func:`cells_of_groups`."""
+    low, high = metrics.get("overall_ci") or (None, None)
+    cells = {"overall": Estimate(metrics.get("overall"), low, high, metrics.get("n"), metrics.get("classes"))}
+    for kind in ("d", "p"):
+        groups = metrics.get(f"{kind}_groups") or {}
+        cells |= {f"{kind}_{name}": Estimate.of(cell) for name, cell in groups.items()}
+    for d, row in (metrics.get("cross") or {}).items():
+        cells |= {f"{d}.{p}": Estimate.of(cell) for p, cell in row.items()}
+    if "few.few" in cells:
+        cells["tail_tail"] = cells["few.few"]
+    return cells
+
+
+def own_groups_sheet(results: RunResults) -> Sheet:
+    """Return accuracy by the P-groups of each model's own prior; empty where a run has one prior only."""
+    rows: list[Row] = []
+    if len([backbone for backbone in results.backbones if backbone.p_groups]) > 1:
+        for backbone in results.backbones:
+            if not backbone.p_groups:
+                continue
+            if backbone.metrics:
+                rows.append({"model": f"zero-shot {backbone.name}", **metrics_cells(backbone.metrics)})
+            rows += [
+                {"model": member.name, **metrics_cells(member.metrics)}
+                for member in results.members
+                if member.backbone == backbone.name
+            ]
+    columns = [column for column in metric_columns(results) if not column.key.startswith("d_")]
+    title = "Accuracy by the P-groups of each model's own prior"
+    return Sheet("own_groups", title, [Column("model", "model"), *columns], rows, _interval_note(results))
+
+
+def metric_columns(results: RunResults) -> list[Column]:
     """Return the columns of accuracies: groups without classes are left out."""
     columns = [Column("overall", "all", "percent", "high")]
     for kind in ("D", "P"):
@@ -248,42 +327,52 @@ def _interval_note(results: RunResults) -> str:
 
 
 def methods_sheet(results: RunResults) -> Sheet:
-    """Return the table of methods: zero-shot, adjustments, members, the ensemble."""
-    rows = [_method_row(row) for row in results.methods]
+    """Return the table of methods: zero-shot, adjustments, members, the ensemble, and published rows."""
+    rows = [_method_row(row, results) for row in results.methods]
     several = any((row.get("m") or 1) > 1 for row in results.methods)
-    first = [Column("label", "method")] + ([Column("m", "M", "count", spare=3)] if several else [])
+    benchmark = find_benchmark(results.classes)
+    marks = {}
+    if benchmark is not None:
+        rows += [published.to_row() for published in benchmark.methods]
+        marks["published"] = f"published for {benchmark.name}"
+    first = [Column("label", "method"), Column("members", "of")]
     columns = [
         *first,
-        *_metric_columns(results),
+        *([Column("m", "M", "count", spare=3)] if several else []),
+        *metric_columns(results),
         Column("macro", "macro", "percent", "high", spare=5),
         Column("worst", "worst class", "percent", "high", spare=6),
         Column("ece", "ECE", "percent", "low", spare=6),
     ]
-    return Sheet("methods", f"Methods, accuracy in per cent on {results.classes.evaluated_on}", columns, rows)
+    title = f"Methods, accuracy in per cent on {results.classes.evaluated_on}"
+    return Sheet("methods", title, columns, rows, marks=marks)
 
 
-def _method_row(row: Row) -> Row:
-    found = dict(row)
-    found["label"] = row.get("label") or row.get("method")
-    found["overall"] = Estimate(
-        row.get("overall"), row.get("overall_low"), row.get("overall_high"), row.get("n")
-    )
-    return found
+def _method_row(row: Row, results: RunResults) -> Row:
+    names = str(row.get("members") or "").split("+")
+    everyone = len(names) > 1 and len(names) in (len(results.members), len(results.backbones))
+    return {
+        **row,
+        "label": row.get("label") or row.get("method"),
+        "members": "all" if everyone else ", ".join(names),
+        "overall": Estimate(row.get("overall"), row.get("overall_low"), row.get("overall_high"), row.get("n")),
+    }
 
 
 def subsets_sheet(results: RunResults) -> Sheet:
     """Return every subset of the members; empty where there is one member."""
     rows = []
-    for row in results.subsets:
-        if results.members and len(results.members) > 1:
-            names = str(row["members"]).split("+")
-            rows.append(_method_row({**row, "label": ", ".join(names), "kind": subset_kind(results, names)}))
+    for row in results.subsets if len(results.members) > 1 else []:
+        names = str(row["members"]).split("+")
+        overall = Estimate(row.get("overall"), row.get("overall_low"), row.get("overall_high"), row.get("n"))
+        kind = subset_kind(results, names)
+        rows.append({**row, "label": ", ".join(names), "kind": kind, "overall": overall})
     rows.sort(key=lambda row: (row.get("m") or 0, -(row["overall"].value or 0)))
     columns = [
         Column("m", "M", "count"),
         Column("label", "members"),
         Column("kind", "made of"),
-        *_metric_columns(results),
+        *metric_columns(results),
         Column("macro", "macro", "percent", "high", spare=5),
     ]
     if len({row["kind"] for row in rows if (row.get("m") or 0) > 1}) < 2:
@@ -307,59 +396,73 @@ def subset_sizes_sheet(results: RunResults) -> Sheet:
     groups: dict[tuple[int, str], list[Row]] = {}
     for row in subsets_sheet(results).rows:
         groups.setdefault((row["m"], row["kind"]), []).append(row)
-    rows = []
-    for (size, kind), members in groups.items():
-        values = [row["overall"].value for row in members]
-        tails = [value for row in members if (value := row.get("tail_tail")) is not None]
-        rows.append(
-            {
-                "m": size, "kind": kind, "subsets": len(members), "overall": mean(values),
-                "spread": stdev(values) if len(values) > 1 else None, "lowest": min(values), "highest": max(values),
-                "tail_tail": mean(tails) if tails else None,
-            }
-        )  # fmt: skip
+    rows: list[Row] = []
+    for (size, kind), subsets in groups.items():
+        values = [row["overall"].value for row in subsets]
+        found = {
+            "m": size,
+            "kind": kind,
+            "subsets": len(subsets),
+            "overall": mean(values),
+            "spread": stdev(values) if len(values) > 1 else None,
+        }
+        for key in ("d_many", "d_medium", "d_few", "tail_tail"):
+            known = [row[key] for row in subsets if row.get(key) is not None]
+            found[key] = mean(known) if known else None
+        rows.append(found)
+    marks = {}
+    benchmark = find_benchmark(results.classes)
+    if rows and benchmark is not None and benchmark.ablation:
+        rows += [{**published.to_row(), "kind": published.label} for published in benchmark.ablation]
+        marks["published"] = f"published for {benchmark.name}"
+    groups_shown = [
+        replace(column, best=None)
+        for column in metric_columns(results)
+        if column.key in ("d_many", "d_medium", "d_few", "tail_tail")
+    ]
     columns = [
         Column("m", "M", "count"),
         Column("kind", "made of"),
         Column("subsets", "subsets", "count"),
         Column("overall", "mean accuracy", "percent"),
         Column("spread", "standard deviation", "percent"),
-        Column("lowest", "lowest", "percent"),
-        Column("highest", "highest", "percent"),
-        Column("tail_tail", "mean tail-tail", "percent"),
+        *groups_shown,
     ]
-    if all(row["tail_tail"] is None for row in rows):
-        columns.pop()
-    return Sheet("subset_sizes", "Members' ablation: mean and spread by size", columns, rows)
+    title = "How many members: mean and spread over the subsets of each size"
+    return Sheet("subset_sizes", title, columns, rows, marks=marks)
 
 
 def comparisons_sheet(results: RunResults) -> Sheet:
     """Return the paired differences between the ensemble and each member."""
-    rows = [_comparison_row(item) for item in results.comparisons]
+    # What was measured on classes that do not exist, or on as many images of each class, would be said twice.
+    balanced = len(set(results.classes.counts.get(results.classes.evaluated_on, []))) < 2
+    items = [
+        item
+        for item in results.comparisons
+        if not (item.get("classes") == "tail_tail" and not results.has_groups)
+        and not (balanced and item.get("classes", "all") == "all" and item.get("measure") == "macro")
+    ]
+    rows = [
+        {
+            "b": item.get("b"),
+            "classes": _COMPARED.get(item.get("classes", "all"), item.get("classes")),
+            "measure": item.get("measure", "overall"),
+            "difference": comparison_of(item),
+            "p_value": item.get("p_value"),
+        }
+        for item in items
+    ]
     columns = [
-        Column("a", "this"),
-        Column("b", "minus this"),
-        Column("difference", "difference in accuracy", "points"),
+        Column("b", "ensemble minus"),
+        Column("classes", "on"),
+        Column("measure", "accuracy"),
+        Column("difference", "difference in points", "points"),
         Column("p_value", "p", "p_value"),
     ]
     return Sheet(
         "comparisons",
-        "Paired differences on the same test images, in points",
+        "The ensemble against each member, paired on the same images",
         columns,
         rows,
         "An interval that holds 0 leaves open which of the two is better.",
     )
-
-
-def _comparison_row(item: Row) -> Row:
-    found = comparison_of(item)
-    return {"a": item.get("a"), "b": item.get("b"), "difference": found, "p_value": item.get("p_value")}
-
-
-def comparison_of(item: Row) -> Estimate:
-    """Return a paired difference of overall accuracy as an estimate."""
-    difference: Any = item.get("difference")
-    if isinstance(difference, dict):
-        difference = difference.get("overall")
-    low, high = item.get("ci") or (None, None)
-    return Estimate(difference, low, high)
