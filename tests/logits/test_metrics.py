@@ -343,6 +343,15 @@ class TestIntervals:
     def test_bootstrap_covers_with_many_classes(self):
         assert 0.92 <= self.coverage("bootstrap", 100, [20], (8, 2), 400) <= 0.98
 
+    def test_bootstrap_has_the_unbiased_spread(self):
+        rng = np.random.default_rng(3)
+        n = np.full(200, 3)
+        correct = rng.binomial(n, 0.6)
+        rate = correct / n
+        error = np.sqrt((rate * (1 - rate) / (n - 1)).sum()) / 200
+        low, high = mean_interval(correct, n, 0.95, "bootstrap")
+        assert high - low == pytest.approx(2 * 1.96 * error, rel=0.08)
+
     def test_evaluate_uses_what_is_asked(self):
         logits, labels = draw(n=300)
         results = {

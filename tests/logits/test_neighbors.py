@@ -110,10 +110,12 @@ class TestNearest:
     def test_many_equal_rows(self, way):
         bank, _ = clusters(1000)
         queries, _ = clusters(80, seed=1)
+        queries[0] = bank[0]
         assert_nearest(np.concatenate([bank[:500], np.repeat(bank[:1], 900, 0)]), queries, 20)
+        assert not any(way[1][:1])  # more candidates than the screen takes on
 
     def test_neighbours_on_the_far_side(self, way):
-        bank, _ = clusters(1000, classes=1, spread=0.2)
+        bank, _ = clusters(2048, classes=1, spread=0.2)
         queries, _ = clusters(100, classes=1, spread=0.2, seed=1)
         assert_nearest(bank, -queries, 15)
         assert not any(way[1])  # no threshold above 0: each goes the plain way
@@ -173,6 +175,22 @@ class TestCertificate:
 
         monkeypatch.setattr(_search._Screen, "_round", coarse)
         assert_nearest(*features, 20)
+
+    def test_a_coarse_product_with_an_honest_bound_suffices(self, features, monkeypatch):
+        exact = _search._Screen._round
+
+        def coarse(self, unit):
+            rounded = ((exact(self, unit)[0] * 512).round() / 512).to(torch.float16)
+            return rounded, torch.linalg.vector_norm(unit - rounded, dim=1)
+
+        sure = []
+        search = _search._Screen.search
+        monkeypatch.setattr(
+            _search._Screen, "search", lambda *a: (found := search(*a), sure.append(found[2]))[0]
+        )
+        monkeypatch.setattr(_search._Screen, "_round", coarse)
+        assert_nearest(*features, 20)
+        assert torch.cat(sure).double().mean() > 0.9
 
     def test_a_bound_that_admits_too_many_is_given_up(self, features, monkeypatch):
         exact = _search._Screen._round

@@ -127,6 +127,7 @@ class _Screen:
     def __init__(self, bank: _Bank, half: torch.dtype) -> None:
         self._bank, self._half = bank, half
         size, width = bank.features.shape
+        # The last tile is filled up with rows of zeros: their products never reach a threshold above 0.
         self._tiles = torch.zeros(-(-size // _TILE), _TILE, width, dtype=half)
         flat, worst = self._tiles.view(-1, width), 0.0
         for start in range(0, size, _TILE):
@@ -164,11 +165,8 @@ class _Screen:
         n = len(rounded)
         scores = self._scores[: len(self._tiles) * n * _TILE].view(len(self._tiles), n, _TILE)
         maxima = self._maxima[:n]
-        last = len(self._bank.features) - (len(self._tiles) - 1) * _TILE
         for t, tile in enumerate(self._tiles):
             torch.mm(rounded, tile.T, out=scores[t])
-            if t == len(self._tiles) - 1:
-                scores[t, :, last:] = -torch.inf
             if own is not None:
                 place = own - t * _TILE
                 mine = ((place >= 0) & (place < _TILE)).nonzero()[:, 0]
