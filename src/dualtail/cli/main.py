@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dualtail import __version__
-from dualtail.cli import check, data, predict, report, run_
+from dualtail.cli import check, data, demo, lab, predict, report, run_
 from dualtail.errors import DualtailError, Interrupted
 
 # Typer carries its own click or uses the installed one, depending on its version; either way these are its errors.
@@ -26,11 +26,13 @@ app = typer.Typer(
     epilog="Start with: dualtail data digits digits && dualtail run recipes/digits_lt.yaml --set data.root=digits "
     "--out runs/digits",
 )
+app.command("demo")(demo.demo)
 app.command("run")(run_.run)
 app.command("check")(check.check)
 app.command("predict")(predict.predict)
 app.command("report")(report.report)
 app.add_typer(data.app, name="data")
+app.add_typer(lab.app, name="lab")
 
 
 def _show_version(wanted: bool) -> None:
