@@ -19,6 +19,12 @@ COLOURS = {"red panda": (200, 60, 40), "blue jay": (50, 80, 210), "green frog": 
 
 
 @pytest.fixture(scope="session")
+def program() -> Path:
+    """The installed command."""
+    return PROGRAM
+
+
+@pytest.fixture(scope="session")
 def dualtail() -> Run:
     """Run the installed program as a person would, without a terminal."""
 
@@ -28,6 +34,25 @@ def dualtail() -> Run:
             [str(PROGRAM), *map(str, arguments)],
             capture_output=True, text=True, cwd=cwd, env=environment, timeout=300,
         )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def in_process(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Call the program's entry point in this process, which spares the imports of a new one."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        from dualtail.cli.main import run as entry
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["dualtail", *map(str, arguments)])
+        with pytest.raises(SystemExit) as done:
+            entry()
+        out, err = capfd.readouterr()
+        return int(done.value.code or 0), out, err
 
     return run
 

@@ -40,18 +40,19 @@ def edited(workshop: Path, folder: Path, **changes: object) -> Path:
         (["run", "{recipe}"], "Missing option '--out'"),
         (["rum"], "No such command 'rum'"),
         (["report", "nowhere"], "nowhere: no such run directory"),
-        (["predict", "{recipe}", "a.png"], "is not a run directory"),
+        (["predict", "{recipe}", "{image}"], "is not a run directory"),
         (["data", "digits", "{recipe}"], "is a file"),
     ],
 )
 def test_one_line_and_exit_code_two(
-    dualtail, workshop: Path, tmp_path: Path, arguments: list[str], line: str
+    in_process, workshop: Path, tmp_path: Path, arguments: list[str], line: str
 ):
     recipe = edited(workshop, tmp_path)
-    done = dualtail(*(argument.format(recipe=recipe) for argument in arguments), cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    errors = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
+    image = workshop / "images" / "test" / "blue jay" / "0.png"
+    code, _, stderr = in_process(*(argument.format(recipe=recipe, image=image) for argument in arguments))
+    assert code == 2, stderr
+    assert "Traceback" not in stderr
+    errors = [text for text in stderr.splitlines() if text.startswith("error: ")]
     assert len(errors) == 1
     assert line in errors[0]
 

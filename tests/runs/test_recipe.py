@@ -59,10 +59,6 @@ def test_a_resolved_recipe_reads_back_equal(tmp_path: Path):
             {**MINIMAL, "finetune": {"optimizer": "adam"}},
             "recipe: finetune.optimizer is 'adam'; it should be 'sgd' or 'adamw'",
         ),
-        (
-            {**MINIMAL, "text": {"templates": ["a photo"]}},
-            "recipe: text: template 'a photo' must hold exactly one {} for the class name",
-        ),
         ({**MINIMAL, "members": []}, "recipe: members is []; it should be a list of at least 1"),
         ({"name": "x", "members": MINIMAL["members"]}, "recipe: data is missing; add it"),
         (

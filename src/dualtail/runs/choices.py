@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 from dualtail.data.readers import READERS, reader_options
 from dualtail.data.samplers import SAMPLINGS
@@ -13,9 +16,10 @@ from dualtail.logits.losses import LOSSES, build_loss
 from dualtail.logits.prior import LabelPrior
 from dualtail.models.head_init import HEAD_INITS
 from dualtail.models.heads import HEADS, check_options
+from dualtail.models.text import resolve_templates
 from dualtail.models.tuners import TUNERS
 from dualtail.runs.members import plan_members
-from dualtail.runs.recipe import Recipe
+from dualtail.runs.recipe import Loss, Recipe
 
 
 def find_choice_faults(recipe: Recipe) -> list[str]:
@@ -53,7 +57,14 @@ def _checks(recipe: Recipe) -> Iterator[Callable[[], object]]:
     if tuned.head.name in HEADS:
         yield lambda: check_options("finetune.head.options", HEADS[tuned.head.name], tuned.head.options)
     yield lambda: _known("finetune.head.init", tuned.head.init, ["auto", *HEAD_INITS])
-    yield lambda: _loss(recipe)
+    yield lambda: _loss(tuned.loss)
+    if tuned.text_tuner is not None:
+        yield lambda: _known("finetune.text_tuner.name", tuned.text_tuner.name, list(TUNERS))  # type: ignore[union-attr]
+    if tuned.second_stage is not None:
+        second = tuned.second_stage
+        yield lambda: _loss(second.loss)
+        yield lambda: _known("finetune.second_stage.sampling", second.sampling, SAMPLINGS)
+    yield lambda: _text(recipe)
     yield lambda: train_transform(ImageSpec(size=32), tuned.augment.name, **tuned.augment.options)
     yield lambda: _known("finetune.sampling", tuned.sampling, SAMPLINGS)
     yield lambda: _weights(recipe)
@@ -73,8 +84,26 @@ def _tuner_options(recipe: Recipe) -> None:
     check_options("finetune.tuner.options", TUNERS[recipe.finetune.tuner.name], options)
 
 
-def _loss(recipe: Recipe) -> None:
-    loss = recipe.finetune.loss
+def _text(recipe: Recipe) -> None:
+    resolve_templates(recipe.text.templates)
+    if recipe.text.descriptions is not None:
+        read_descriptions(recipe.text.descriptions)
+
+
+def read_descriptions(path: str) -> dict[str, Any]:
+    """Return class descriptions: a JSON object of class name to one or several sentences."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"cannot be read ({error})", where=path, fix="give a JSON object of class descriptions"
+        ) from None
+    if not isinstance(found, dict):
+        raise RecipeError("is not a JSON object", where=path, fix='write {"class name": "a sentence", ...}')
+    return found
+
+
+def _loss(loss: Loss) -> None:
     uniform = (
         LabelPrior.uniform(2) if loss.name in LOSSES and "pretrain_prior" in LOSSES[loss.name].needs else None
     )

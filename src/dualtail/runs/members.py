@@ -20,12 +20,14 @@ class BackbonePlan:
         backbone: what the recipe calls it, such as ``open_clip:ViT-B-16/laion2b_s34b_b88k``.
         weights: a checkpoint file, ``"random"`` or None.
         seed: of its weights, where they are random.
+        image_size: side of its input, or None for the pre-trained one.
     """
 
     name: str
     backbone: str
     weights: str | None
     seed: int
+    image_size: int | None = None
 
     def identity(self) -> list[object]:
         """Return what tells its weights from others' without loading them (names, sizes and times of files)."""
@@ -38,7 +40,13 @@ class BackbonePlan:
         stamps = [
             [path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.exists()
         ]
-        return [self.backbone, self.weights, self.seed if self.weights == "random" else None, stamps]
+        return [
+            self.backbone,
+            self.weights,
+            self.seed if self.weights == "random" else None,
+            self.image_size,
+            stamps,
+        ]
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ def plan_members(recipe: Recipe) -> list[MemberPlan]:
             member.backbone,
             member.weights,
             recipe.seed + number,
+            member.image_size,
         )
         if member.name is not None and re.sub(r"[^\w.+-]+", "_", member.name).strip("._") != member.name:
             raise RecipeError(

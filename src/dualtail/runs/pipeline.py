@@ -7,9 +7,10 @@ work on images; everything else is arithmetic on the logits that they left on di
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,11 @@ from torch import Tensor, nn
 from dualtail.data.loader import Loader, eval_loader, train_loader
 from dualtail.data.problems import raise_errors
 from dualtail.data.transforms import eval_transform, train_transform
-from dualtail.engine.checkpoint import remove_checkpoint
-from dualtail.engine.finetune import finetune
 from dualtail.engine.inference import infer, member_evaluation
 from dualtail.engine.precision import resolve_device
 from dualtail.engine.progress import InferenceProgress, Progress
 from dualtail.engine.settings import FinetuneSettings
+from dualtail.engine.stages import Stage, finetune_stages
 from dualtail.errors import RecipeError
 from dualtail.logits.losses import LOSSES, build_loss
 from dualtail.logits.prior import LabelPrior, estimate_label_prior
@@ -34,11 +34,11 @@ from dualtail.models.head_init import HEAD_INITS, head_weight
 from dualtail.models.text import class_text_features
 from dualtail.models.zero_shot import ZeroShotClassifier
 from dualtail.runs.analysis import adjust_members, evaluate_run
-from dualtail.runs.choices import refuse_choice_faults
+from dualtail.runs.choices import read_descriptions, refuse_choice_faults
 from dualtail.runs.dataset import build_manifest, evaluation_split, find_problems
 from dualtail.runs.members import BackbonePlan, MemberPlan, plan_backbones, plan_members
 from dualtail.runs.observer import Observer
-from dualtail.runs.recipe import Recipe
+from dualtail.runs.recipe import Loss, Recipe
 from dualtail.runs.store import (
     RunDirectory,
     SplitLogits,
@@ -212,50 +212,72 @@ class Pipeline:
         if self._is_done("finetune", member.name, inputs):
             return
         with self._stage(f"fine-tuning: {member.name}") as clock:
-            folder, tuned = self.run.member_dir(member.name), self.recipe.finetune
+            folder = self.run.member_dir(member.name)
             classifier = self._new_classifier(member)
-            train = self.manifest.split("train")
-            loader = train_loader(
-                train,
-                train_transform(classifier.backbone.image_spec, tuned.augment.name, **tuned.augment.options),
-                batch_size=tuned.batch_size,
-                seed=member.seed,
-                sampling=tuned.sampling,
-                epochs=tuned.epochs,
-                workers=self._workers,
-                on_bad_image=self.recipe.data.on_bad_image,
-                rank=self.team.rank,
-                world_size=self.team.size,
-            )
-            loss = build_loss(
-                tuned.loss.name,
-                counts=self.manifest.counts("train"),
-                pretrain_prior=self._pretrain_prior(member.backbone) if self._loss_needs_prior else None,
-                **tuned.loss.options,
-            )
-            result = finetune(
+            stages = self._training_stages(member, classifier)
+            results = finetune_stages(
                 classifier,
-                loader,
-                loss.to(self.device),
-                finetune_settings(self.recipe, member.seed),
+                stages,
                 checkpoint_dir=folder / "resume",
                 events_dir=self.run.root / "events" / member.name,
                 progress=self._tell_training,
-                evaluate=self._macro_accuracy if tuned.keep == "best" else None,
-                sample_ids=train.sample_ids,
+                evaluate=self._macro_accuracy if self.recipe.finetune.keep == "best" else None,
+                sample_ids=self.manifest.split("train").sample_ids,
                 identity=inputs,
                 device=self.recipe.runtime.device,
             )
-            self._note_skipped(loader, "train")
+            self._note_skipped(stages[0].loader, "train")  # type: ignore[arg-type]
             if self.team.leads:
                 classifier.save(folder)
                 about = {"backbone": member.backbone.name, "seed": member.seed}
-                write_json(folder / "training.json", {**result.to_dict(), **about})
+                later = {"second_stage": results[1].to_dict()} if len(results) > 1 else {}
+                write_json(folder / "training.json", {**results[0].to_dict(), **later, **about})
                 written = [
                     folder / name for name in ("trainable.safetensors", "config.json", "training.json")
                 ]
                 self.run.mark_done(f"finetune/{member.name}", inputs, written, clock.seconds())
-                remove_checkpoint(folder / "resume")
+                shutil.rmtree(folder / "resume", ignore_errors=True)
+
+    def _training_stages(self, member: MemberPlan, classifier: Classifier) -> list[Stage]:
+        """Return the recipe's training, and its second stage if it has one."""
+        tuned, second = self.recipe.finetune, self.recipe.finetune.second_stage
+        settings = finetune_settings(self.recipe, member.seed)
+        loader = self._train_loader(member, classifier, tuned.sampling, tuned.epochs)
+        stages = [Stage("first", loader, self._loss(tuned.loss, member), settings)]
+        if second is not None:
+            # Warm-up belongs to the first stage: the second starts from trained weights.
+            settings = replace(
+                settings, epochs=second.epochs, learning_rate=second.learning_rate, warmup_epochs=0.0
+            )
+            loader = self._train_loader(member, classifier, second.sampling, second.epochs)
+            stages.append(
+                Stage("second", loader, self._loss(second.loss, member), settings, tuple(second.only))
+            )
+        return stages
+
+    def _train_loader(self, member: MemberPlan, classifier: Classifier, sampling: str, epochs: int) -> Loader:
+        tuned = self.recipe.finetune
+        return train_loader(
+            self.manifest.split("train"),
+            train_transform(classifier.backbone.image_spec, tuned.augment.name, **tuned.augment.options),
+            batch_size=tuned.batch_size,
+            seed=member.seed,
+            sampling=sampling,
+            epochs=epochs,
+            workers=self._workers,
+            on_bad_image=self.recipe.data.on_bad_image,
+            rank=self.team.rank,
+            world_size=self.team.size,
+        )
+
+    def _loss(self, loss: Loss, member: MemberPlan) -> nn.Module:
+        needs_prior = "pretrain_prior" in LOSSES[loss.name].needs
+        return build_loss(
+            loss.name,
+            counts=self.manifest.counts("train"),
+            pretrain_prior=self._pretrain_prior(member.backbone) if needs_prior else None,
+            **loss.options,
+        ).to(self.device)
 
     def logits(self) -> None:
         """Logits and features of every member on val and test; each image is read once for all of them."""
@@ -304,8 +326,14 @@ class Pipeline:
     # What a stage depends on.
 
     def _zero_shot_inputs(self, plan: BackbonePlan, splits: Sequence[str]) -> str:
-        text = self.recipe.text.model_dump(mode="json")
-        return fingerprint(self.data_print, plan.identity(), text, list(splits), self.recipe.evaluate.crops)
+        return fingerprint(
+            self.data_print, plan.identity(), self._text_inputs(), list(splits), self.recipe.evaluate.crops
+        )
+
+    def _text_inputs(self) -> list[Any]:
+        text = self.recipe.text
+        described = None if text.descriptions is None else read_descriptions(text.descriptions)
+        return [text.templates, described]
 
     def _prior_inputs(self, plan: BackbonePlan) -> str:
         return fingerprint(
@@ -314,8 +342,9 @@ class Pipeline:
 
     def _finetune_inputs(self, member: MemberPlan) -> str:
         recipe = self.recipe
-        settings = {name: recipe.model_dump(mode="json")[name] for name in ("finetune", "text")}
-        prior = self._inputs_of(f"prior/{member.backbone.name}") if self._loss_needs_prior else None
+        settings = [recipe.finetune.model_dump(mode="json"), self._text_inputs()]
+        needs_prior = any("pretrain_prior" in LOSSES[loss.name].needs for loss in self._losses)
+        prior = self._inputs_of(f"prior/{member.backbone.name}") if needs_prior else None
         return fingerprint(self.data_print, member.backbone.identity(), member.seed, settings, prior)
 
     def _logits_inputs(self, member: MemberPlan) -> str:
@@ -340,13 +369,21 @@ class Pipeline:
     # Pieces of stages.
 
     def _load_backbone(self, plan: BackbonePlan) -> Backbone:
-        return load_backbone(plan.backbone, weights=plan.weights, seed=plan.seed, device=self.device)
+        return load_backbone(
+            plan.backbone,
+            weights=plan.weights,
+            seed=plan.seed,
+            image_size=plan.image_size,
+            device=self.device,
+        )
 
     def _has_text(self, plan: BackbonePlan) -> bool:
         return bool(read_json(self.run.backbone_dir(plan.name) / "backbone.json")["has_text"])
 
     def _text_features(self, backbone: Backbone) -> Tensor:
-        return class_text_features(backbone, self.manifest.class_names, self.recipe.text.templates)
+        text = self.recipe.text
+        described = None if text.descriptions is None else read_descriptions(text.descriptions)
+        return class_text_features(backbone, self.manifest.class_names, text.templates, described)
 
     def _new_classifier(self, member: MemberPlan) -> Classifier:
         tuned = self.recipe.finetune
@@ -355,11 +392,13 @@ class Pipeline:
             self.manifest.class_names,
             tuner=tuned.tuner.name,
             tuner_options=tuned.tuner.options,
+            text_tuner=tuned.text_tuner.name if tuned.text_tuner else None,
+            text_tuner_options=tuned.text_tuner.options if tuned.text_tuner else None,
             head=tuned.head.name,
             head_options=tuned.head.options,
             seed=member.seed,
         )
-        weight = self._head_weight(classifier)
+        weight = None if classifier.head.reads_text else self._head_weight(classifier)
         if weight is not None:
             classifier.head.set_weight(weight)
         return classifier
@@ -375,17 +414,17 @@ class Pipeline:
             train = self._infer({"": ZeroShotClassifier(backbone, None)}, ["train"])[""]["train"]
             assert train.features is not None  # asked for above
             given |= {"features": train.features.float(), "labels": train.labels}
-        return head_weight(init, backbone, self.manifest.num_classes, **given)
+        return head_weight(init, backbone, self.manifest.num_classes, seed=self.recipe.seed, **given)
 
     @property
-    def _loss_needs_prior(self) -> bool:
-        return "pretrain_prior" in LOSSES[self.recipe.finetune.loss.name].needs
+    def _losses(self) -> list[Loss]:
+        tuned = self.recipe.finetune
+        return [tuned.loss, *([tuned.second_stage.loss] if tuned.second_stage else [])]
 
     def _pretrain_prior(self, plan: BackbonePlan) -> LabelPrior:
         if not self._has_text(plan):
             raise RecipeError(
-                f"the loss {self.recipe.finetune.loss.name!r} needs a pre-training prior, and {plan.name} has none "
-                "(no text tower)",
+                f"the training loss needs a pre-training prior, and {plan.name} has none (no text tower)",
                 where="recipe, finetune.loss",
                 fix="choose the loss la, or another backbone",
             )
@@ -439,6 +478,8 @@ class Pipeline:
             batch_size=self.recipe.runtime.eval_batch_size,
             workers=self._workers,
             on_bad_image=self.recipe.data.on_bad_image,
+            rank=self.team.rank,
+            world_size=self.team.size,
         )
         return member_evaluation(val, device=self.device, precision=self.recipe.finetune.precision)(model)
 

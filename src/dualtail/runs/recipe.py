@@ -59,6 +59,8 @@ class Member(Section):
     backbone: str
     weights: str | None = None
     """A checkpoint file, or ``random``; nothing for the weights that the backbone's name stands for."""
+    image_size: PositiveInt | None = None
+    """Side of its input where it is not to be the pre-trained one; position embeddings are resized."""
     seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
     """Fine-tuning seeds, one member each; the recipe's seed if left out."""
     name: str | None = None
@@ -67,14 +69,10 @@ class Member(Section):
 class Text(Section):
     """Prompts that turn class names into text features."""
 
-    templates: Annotated[list[str], Field(min_length=1)] = Field(default_factory=lambda: ["a photo of a {}."])
-
-    @model_validator(mode="after")
-    def _has_place(self) -> Text:
-        for template in self.templates:
-            if template.count("{}") != 1:
-                raise ValueError(f"template {template!r} must hold exactly one {{}} for the class name")
-        return self
+    templates: str | Annotated[list[str], Field(min_length=1)] = "a photo of a {}."
+    """One template, several whose features are averaged, or a set's name: ``photo``, ``simple``, ``openai``."""
+    descriptions: str | None = None
+    """A JSON file, class name to one or several sentences, in place of the templates."""
 
 
 class Prior(Section):
@@ -102,7 +100,7 @@ class Head(Section):
 
 
 class Loss(Section):
-    """The training loss."""
+    """A training loss."""
 
     name: str = "la"
     options: Options = Field(default_factory=dict)
@@ -115,10 +113,22 @@ class Augment(Section):
     options: Options = Field(default_factory=dict)
 
 
+class SecondStage(Section):
+    """A second training after the first, of the head alone by default (decoupled training, Kang et al. 2020)."""
+
+    only: Annotated[list[Literal["head", "tuner"]], Field(min_length=1)] = ["head"]
+    epochs: PositiveInt = 5
+    learning_rate: PositiveFloat = 0.01
+    sampling: str = "class_balanced"
+    loss: Loss = Loss(name="ce")
+
+
 class Finetune(Section):
     """How a member is trained; the defaults are LIFT's."""
 
     tuner: Tuner = Tuner()
+    text_tuner: Tuner | None = None
+    """A tuner of the text tower, for the heads ``text`` and ``coop``."""
     head: Head = Head()
     loss: Loss = Loss()
     augment: Augment = Augment()
@@ -142,6 +152,7 @@ class Finetune(Section):
     keep: Literal["last", "best"] = "last"
     """``best``: the epoch with the highest macro accuracy on val, measured after every epoch."""
     compile: bool = False
+    second_stage: SecondStage | None = None
 
 
 class Adjust(Section):
@@ -416,7 +427,7 @@ def apply_override(content: dict[str, Any], override: str) -> dict[str, Any]:
 
 
 def _absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Return ``content`` with data.root, local backbones and weight files made absolute against ``base``."""
+    """Return ``content`` with the paths of data, backbones, weights and descriptions made absolute against ``base``."""
     content = deepcopy(content)
     data = content.get("data")
     if isinstance(data, dict) and isinstance(data.get("root"), str):
@@ -432,6 +443,9 @@ def _absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
             member["backbone"] = f"open_clip:{(base / Path(backbone[10:]).expanduser()).resolve()}"
         if isinstance(weights, str) and weights != "random":
             member["weights"] = str(base / Path(weights).expanduser())
+    text = content.get("text")
+    if isinstance(text, dict) and isinstance(text.get("descriptions"), str):
+        text["descriptions"] = str(base / Path(text["descriptions"]).expanduser())
     return content
 
 
