@@ -125,7 +125,10 @@ class TestNearest:
         queries, _ = clusters(80, seed=1)
         bank[:300] = 0
         queries[0] = 0
-        assert_nearest(bank, queries, 15)
+        queries[1] = 1e-44
+        similarity, _ = nearest_neighbors(bank, queries, 15)
+        assert (similarity[:2] == 0).all()
+        assert_nearest(bank, queries[2:], 15)
 
     def test_chunks_do_not_matter(self, way, monkeypatch):
         bank, _ = clusters(3000)

@@ -16,7 +16,18 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-KEPT = ("logits", "gt", "counts", "many", "med", "few", "knn_bank", "knn_bank_labels", "knn_query", "knn_scores")
+KEPT = (
+    "logits",
+    "gt",
+    "counts",
+    "many",
+    "med",
+    "few",
+    "knn_bank",
+    "knn_bank_labels",
+    "knn_query",
+    "knn_scores",
+)
 
 
 def extract(directory: Path) -> dict[str, np.ndarray]:

@@ -72,7 +72,9 @@ def nearest(bank: Tensor, queries: Tensor | None, k: int) -> Iterator[Neighbours
 
 def _inverse_norm(features: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(features, dim=1)
-    return torch.where(norm > 0, 1 / norm, 0)
+    return torch.where(
+        norm >= torch.finfo(norm.dtype).tiny, 1 / norm, 0
+    )  # the inverse of less may be infinite
 
 
 def _plain_chunk(bank: Tensor) -> int:

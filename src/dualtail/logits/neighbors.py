@@ -44,7 +44,8 @@ def nearest_neighbors(bank: ArrayLike, queries: ArrayLike | None, k: int = 200) 
 
     Returns:
         ``(similarity, index)``: ``(Q, k)`` floating point and int64. Exact up to rounding in the features' precision
-        (float32 at least); rows that are equally similar up to that come in any order.
+        (float32 at least); rows that are equally similar up to that come in any order. Where torch is told to
+        multiply float32 matrices in less (``torch.set_float32_matmul_precision``), that precision holds.
 
     Raises:
         InputError: malformed features, or k too large.
