@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dualtail.engine.average import WeightAverage
 from dualtail.engine.mixing import Mixed, mix
+from dualtail.engine.precision import training_attention
 from dualtail.engine.settings import FinetuneSettings
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -152,7 +153,8 @@ class Stepper:
         self.unit = self.unit or len(labels) * self.settings.accumulation
         share = 1.0 if self._plain else len(labels) / self.unit
         with nullcontext() if last else self.accelerator.no_sync(self.model):
-            logits = self.model(mixed.images)
+            with training_attention(self.device, self.accelerator.mixed_precision):
+                logits = self.model(mixed.images)
             value = mixed.loss(self.loss, logits)
             if self.accelerator.scaler is not None:
                 # Under loss scaling the scaler decides which step is skipped: a NaN loss makes it skip them all.
