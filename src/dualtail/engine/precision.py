@@ -9,7 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dualtail.engine.settings import PRECISIONS
