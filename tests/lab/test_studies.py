@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from dualtail.errors import InputError, RunError
+from dualtail.lab import bench as bench_module
+from dualtail.lab.bench import Bench, different
+from dualtail.lab.studies import STUDIES, get_study, run_study, write_section
+from dualtail.lab.tables import Table, cell, verdict
+from dualtail.lab.tune import Member
+from dualtail.lab.world import Architecture, Pretraining, Task, World
+from dualtail.logits.comparison import summarize_seeds
+from dualtail.runs.observer import Observer
+
+
+def small_world(seed: int, *, large: bool = False) -> World:
+    return World(
+        seed=seed,
+        classes=12,
+        architecture=Architecture(width=32 if large else 16, heads=2, layers=1),
+        pretraining=Pretraining(images=200, steps=3, batch=16),
+        task=Task(largest=150, ratio=50, val_per_class=20, test_per_class=50),
+    )
+
+
+class Imagined(Bench):
+    """A bench whose members are noise about the labels, each with the log prior of its corpus in its logits."""
+
+    noise = 1.0
+
+    def _say(self, foundation, stream: int, prior_share: float) -> Member:
+        rng = np.random.default_rng([self.seed, stream, foundation.prior, foundation.seed])
+        prior = np.log(self.world.label_prior(foundation))
+        logits, features = {}, {}
+        for split, sample in self.splits.items():
+            right = np.eye(self.world.classes)[sample.labels]
+            # The log-likelihood ratio of unit-variance evidence for the label.
+            noisy = right + self.noise * rng.standard_normal(right.shape)
+            logits[split] = torch.from_numpy(noisy / self.noise**2 + prior_share * prior).float()
+            features[split] = torch.from_numpy(np.hstack([noisy, sample.factors])).float()
+        return Member(logits, features)
+
+    def zero_shot(self, foundation, *, large: bool = False) -> Member:
+        return self._say(foundation, 0, {"mixed": 1.0, "infonce": 0.0, "sigmoid": 0.5}[foundation.objective])
+
+    def member(self, foundation, *, loss="la", seed=0, large=False, **others) -> Member:
+        return self._say(foundation, 1 + 10 * seed + large, 0.0 if loss == "la" else 0.5)
+
+
+@pytest.fixture
+def imagined(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench_module, "study_world", small_world)
+    return [Imagined(seed, tmp_path, Observer()) for seed in range(3)]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_answers(imagined, name: str) -> None:
+    findings, tables, _ = STUDIES[name].ask(imagined)
+    assert findings
+    assert all(len(rows) == 3 for table in tables for rows in table.rows.values())
+    for table in tables:
+        lines = table.to_markdown().splitlines()
+        assert {line.count("|") for line in lines[2:]} == {len(table.columns) + 2}
+        assert not re.search(r"\bnan\b", table.to_markdown())
+    assert not any("nan" in finding for finding in findings)
+
+
+def test_the_priors_study_finds_what_is_there(imagined) -> None:
+    _, (table,), _ = STUDIES["priors"].ask(imagined)
+    standard = "val 20 a class, GLA with shrinkage"
+    assert table.summary(f"mixed, {standard}", "spearman").mean > 0.9
+    assert table.summary("mixed, 100 a class, GLA with shrinkage", "slope").mean == pytest.approx(1, abs=0.15)
+    assert table.summary("sigmoid, 100 a class, GLA with shrinkage", "slope").mean == pytest.approx(
+        0.5, abs=0.15
+    )
+    assert abs(table.summary(f"infonce, {standard}", "spearman").mean) < 0.6
+    assert abs(table.summary(f"infonce, {standard}", "slope").mean) < 0.1
+
+
+def test_members_of_equal_worth_gain_alike(imagined) -> None:
+    # All members are independent and equally good here: nothing but ensembling is to be found.
+    _, (table,), _ = STUDIES["members"].ask(imagined)
+    gain = table.difference("M = 3, different priors", "M = 1", "overall")
+    assert gain.ci[0] > 0.02
+    beyond = table.difference("M = 3, different priors", "M = 3, same prior", "overall")
+    assert abs(beyond.mean) < 0.03
+
+
+def test_the_groups_study_is_exact_for_the_truth(imagined) -> None:
+    _, (table,), _ = STUDIES["groups"].ask(imagined)
+    same = [table.summary(str(n), "same").mean for n in (2, 10, 50)]
+    assert same == sorted(same)
+    assert table.summary("truth", "same").mean == 1
+
+
+def test_models_and_members_are_made_once(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(bench_module, "study_world", small_world)
+    made = []
+
+    class Hearing(Observer):
+        def stage(self, title: str) -> None:
+            made.append(title)
+
+    first = Bench(0, tmp_path, Hearing()).member(different(0), loss="gla_train")
+    assert len(made) == 2  # a model and a member
+    again = Bench(0, tmp_path, Hearing()).member(different(0), loss="gla_train")
+    assert len(made) == 2
+    assert torch.equal(first.logits["test"], again.logits["test"])
+    Bench(0, tmp_path, Hearing()).member(different(0), seed=1)
+    Bench(0, tmp_path, Hearing()).member(different(0), large=True)
+    assert len(made) == 5  # one more member; one more model and its member
+    assert Bench(0, tmp_path, Hearing()).member(different(0), seed=1).logits["test"].shape == (600, 12)
+
+
+def test_sections_are_written_between_their_markers(tmp_path) -> None:
+    page = tmp_path / "lab.md"
+    page.write_text("before\n<!-- study groups -->\nold\n<!-- end of study groups -->\nafter\n")
+    write_section(page, "groups", "new\n")
+    write_section(page, "groups", "newer\n")
+    assert page.read_text() == "before\n<!-- study groups -->\nnewer\n<!-- end of study groups -->\nafter\n"
+    with pytest.raises(RunError, match="has no lines '<!-- study rules -->'"):
+        write_section(page, "rules", "new\n")
+
+
+def test_mistakes() -> None:
+    with pytest.raises(InputError, match="did you mean 'members'"):
+        get_study("member")
+    with pytest.raises(InputError, match="an interval needs at least 2"):
+        run_study("groups", 1, "nowhere")
+
+
+def test_cells_and_verdicts() -> None:
+    sure, unsure = summarize_seeds([0.10, 0.11, 0.12]), summarize_seeds([-0.1, 0.11, 0.12])
+    assert cell(sure) == "11.0 ± 2.5 (1.0)"
+    assert [verdict(s, "up", "down", "?") for s in (sure, unsure, summarize_seeds([-0.1, -0.11]))] == [
+        "up",
+        "?",
+        "down",
+    ]
+    table = Table("t", "row", {"a": "A"})
+    for a, b in ((0.5, 0.4), (0.6, 0.5)):
+        table.add("one", {"a": a})
+        table.add("two", {"a": b})
+    assert table.difference("one", "two", "a").mean == pytest.approx(0.1)
