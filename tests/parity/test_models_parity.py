@@ -37,18 +37,18 @@ def ssf_names(name: str) -> str:
     _, block, place, value = name.split(".")
     ours = {
         "attn_in": "attention_qkv",
-        "attn_out": "attention_out",
+        "attn_out": "attention_proj",
         "ln_1": "attention_norm",
         "ln_2": "mlp_norm",
-        "mlp_in": "mlp_in",
-        "mlp_out": "mlp_out",
+        "mlp_in": "mlp_c_fc",
+        "mlp_out": "mlp_c_proj",
     }
     return f"blocks.{block}.{ours[place]}.{value}"
 
 
 def bias_names(name: str) -> str:
     block, place = divmod(int(name.split(".")[1]), 6)
-    ours = ("attn.in_proj_bias", "attn.out_proj.bias", "ln_1.bias", "mlp.c_fc.bias", "mlp.c_proj.bias", "ln_2.bias")
+    ours = ("attn.qkv.bias", "attn.proj.bias", "ln_1.bias", "mlp.c_fc.bias", "mlp.c_proj.bias", "ln_2.bias")
     return f"blocks.{block}.{ours[place]}"
 
 
@@ -65,7 +65,11 @@ TUNERS = {
     "lora": ("lora", {}, lora_names),
     "none": ("none", {}, str),
     "ssf": ("ssf", {}, ssf_names),
-    "vpt_deep": ("vpt_deep", {}, lambda name: name.replace("vpt_list.", "blocks.").replace("prompt", "tokens")),
+    "vpt_deep": (
+        "vpt_deep",
+        {},
+        lambda name: name.replace("vpt_list.", "blocks.").replace("prompt", "tokens"),
+    ),
     "vpt_shallow": ("vpt_shallow", {}, lambda name: name.replace("vpt_list.0.prompt", "prompt.tokens")),
 }
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dualtail.errors import BackboneError, nearest
 from dualtail.models._parts import RANDOM, Parts, image_spec, quiet, seeded
 from dualtail.models._weights import fingerprint, hub_file, load_strict, read_state_dict, unreachable
+from dualtail.models.attention import replace_attention
 from dualtail.models.projection import AttentionPoolFeature, Projection, linear_projection
 
 CONFIG_FILE = "open_clip_config.json"
@@ -215,7 +216,8 @@ def _take_apart(name: str, model: nn.Module, source: _Source, digest: str) -> Pa
     text: Any = model
     text.visual = None
     tower = getattr(text, "text", text)
-    transformer = getattr(tower, "transformer", None)
+    text_blocks = list(getattr(getattr(tower, "transformer", None), "resblocks", ()))
+    replace_attention([*blocks, *text_blocks])
     return Parts(
         family=family,
         visual=visual,
@@ -225,7 +227,7 @@ def _take_apart(name: str, model: nn.Module, source: _Source, digest: str) -> Pa
         feature_dim=feature_dim,
         fingerprint=digest,
         text=text,
-        text_blocks=list(getattr(transformer, "resblocks", ())),
+        text_blocks=text_blocks,
         tokenizer=lambda: _tokenizer(name, source.tokenizer_name),
     )
 

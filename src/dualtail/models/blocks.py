@@ -47,11 +47,6 @@ class Block:
             fix="use 'adaptformer', 'adapter', or a tuner of the attention alone",
         )
 
-    def mlp_layers(self, where: str) -> tuple[nn.Module, nn.Module]:
-        """Return the MLP's first and last linear layer; raises as ``mlp_layer_names``."""
-        first, last = self.mlp_layer_names(where)
-        return getattr(self.mlp, first), getattr(self.mlp, last)
-
 
 # (attention norm, attention, MLP norm, MLP) as open_clip and as timm call them.
 _PARTS = (("ln_1", "attn", "ln_2", "mlp"), ("norm1", "attn", "norm2", "mlp"))

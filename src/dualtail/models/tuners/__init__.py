@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dualtail.errors import BackboneError, InputError, nearest
+from dualtail.errors import BackboneError, DualtailError, InputError, nearest
 from dualtail.models._parts import check_options, seeded
 from dualtail.models.backbone import Backbone
 from dualtail.models.blocks import Block
@@ -93,8 +93,12 @@ def attach_tuner(
         )
     own = backbone.blocks if tower == "vision" else backbone.text_blocks
     site = Site(backbone, tower, _chosen(own, blocks), len(own), num_classes, seed)
-    with seeded(seed):
-        tuner = kind(site, **options)
+    try:
+        with seeded(seed):
+            tuner = kind(site, **options)
+    except DualtailError:
+        site.roll_back()
+        raise
     tuner.options = {**options, **({} if blocks is None else {"blocks": list(blocks)}), "seed": seed}
     backbone.tuned[tower] = tuner
     tuner.on_detach(lambda: backbone.tuned.pop(tower, None))  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +39,7 @@ class Site:
         depth: how many blocks the tower has, chosen or not.
         num_classes: C, from which widths follow.
         seed: of random choices that are not weights.
+        undo: what taking the tuner off again has to do, the last first.
     """
 
     backbone: Backbone
@@ -47,6 +48,12 @@ class Site:
     depth: int
     num_classes: int
     seed: int
+    undo: list[Callable[[], None]] = field(default_factory=list)
+
+    def roll_back(self) -> None:
+        """Leave the backbone as it was before the tuner came."""
+        while self.undo:
+            self.undo.pop()()
 
     def tower_parameters(self) -> dict[str, nn.Parameter]:
         """Return every parameter that the tower's features depend on, under the backbone's names."""
@@ -110,7 +117,7 @@ class Tuner(nn.Module):
         super().__init__()
         self.options: dict[str, Any] = {}
         self.tower = site.tower
-        self._undo: list[Callable[[], None]] = []
+        self._site = site
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters it trains under stable names."""
@@ -127,12 +134,11 @@ class Tuner(nn.Module):
 
     def detach(self) -> None:
         """Leave the backbone as it was before. The tuner's own parameters stay readable."""
-        while self._undo:
-            self._undo.pop()()
+        self._site.roll_back()
 
     def on_detach(self, undo: Callable[[], None] | RemovableHandle) -> None:
         """Remember what ``detach`` has to do; the last comes first."""
-        self._undo.append(undo.remove if isinstance(undo, RemovableHandle) else undo)
+        self._site.undo.append(undo.remove if isinstance(undo, RemovableHandle) else undo)
 
     def replace(self, owner: nn.Module, name: str, module: nn.Module) -> None:
         """Put ``module`` in the place of ``owner.name`` until ``detach``."""

@@ -36,6 +36,13 @@ class PeftTuner(Tuner):
         config.target_modules = [
             f"{block.index}.{path}" for block in site.blocks for path in self._paths(site, block, targets)
         ]
+        if isinstance(config, peft.IA3Config):
+            second = {
+                block.mlp_layer_names(site.backbone.name)[1] for block in site.blocks if "fc2" in targets
+            }
+            config.feedforward_modules = [
+                path for path in config.target_modules if path.rpartition(".")[2] in second
+            ]
         for path in config.target_modules:
             self._keep(blocks, path)
         peft.inject_adapter_in_model(config, blocks, adapter_name=_ADAPTER)

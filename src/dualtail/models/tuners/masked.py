@@ -27,6 +27,11 @@ class MaskedLinear(nn.Module):
         self.register_buffer("index", index.to(linear.weight.device), persistent=False)
         self.values = nn.Parameter(linear.weight.detach().flatten()[self.index])
 
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weights, whose dtype some towers ask for."""
+        return self.linear.weight
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the affine map with the trained entries in place."""
         frozen = self.linear.weight

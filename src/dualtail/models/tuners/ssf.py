@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dualtail.models.tuners.attention import input_projections, open_attention, output_projection
+from dualtail.models.blocks import Block
+from dualtail.models.tuners.attention import input_projections, open_attention
 from dualtail.models.tuners.base import Site, Tuner
 
 
@@ -33,7 +34,7 @@ class ScaleShift(nn.Module):
 
 
 class Ssf(Tuner):
-    """``scale * y + shift`` after both norms, the attention's two projections and the MLP's two layers of a block.
+    """``scale * y + shift`` after both norms and every linear layer of a block: attention's projections, the MLP's.
 
     Scale starts at 1 and shift at 0, so the first forward is the frozen backbone's (the paper draws them around these
     values with standard deviation 0.02).
@@ -51,21 +52,22 @@ class Ssf(Tuner):
         super().__init__(site)
         self.blocks = nn.ModuleDict()
         for block in site.blocks:
-            attention = open_attention(self, site, block)
-            first, last = block.mlp_layers(site.backbone.name)
-            layers = {
-                "attention_norm": block.attention_norm,
-                **{f"attention_{key}": layer for key, layer in input_projections(attention).items()},
-                "attention_out": output_projection(attention),
-                "mlp_norm": block.mlp_norm,
-                "mlp_in": first,
-                "mlp_out": last,
-            }
             self.blocks[str(block.index)] = made = nn.ModuleDict()
-            for key, layer in layers.items():
+            for key, layer in self._layers(site, block).items():
                 scale_shift = ScaleShift(_width(layer))
                 made[key] = scale_shift
                 self.on_detach(layer.register_forward_hook(scale_shift.apply_to))
+
+    def _layers(self, site: Site, block: Block) -> dict[str, nn.Module]:
+        attention = open_attention(self, site, block)
+        mlp = {name: layer for name, layer in block.mlp.named_modules() if isinstance(layer, nn.Linear)}
+        return {
+            "attention_norm": block.attention_norm,
+            **{f"attention_{key}": layer for key, layer in input_projections(attention).items()},
+            "attention_proj": attention.proj,
+            "mlp_norm": block.mlp_norm,
+            **{f"mlp_{name}": layer for name, layer in mlp.items()},
+        }
 
 
 def _width(layer: Any) -> int:
