@@ -13,7 +13,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +68,10 @@ def peer(folder: Path, spec: ImageSpec, train: bool, workers: int) -> DataLoader
     )
 
 
-def seconds(loader: Callable[[], object]) -> float:
+def seconds(loader: Iterable[object]) -> float:
     start = time.perf_counter()
-    loader()
+    for _ in loader:
+        pass
     return time.perf_counter() - start
 
 
@@ -81,25 +82,27 @@ def measure(kind: str, count: int, rounds: int, workers: int) -> None:
         folder = Path(name)
         write_images(folder, width, height, suffix, count)
         manifest = read_manifest("folder", folder)
-        for train in (True, False):
+        options = {"batch_size": BATCH, "workers": workers}
+        crop, centre = train_transform(spec), {"": eval_transform(spec)}
+        contests = {
+            "train": (True, train_loader(manifest, crop, **options)),
+            "eval": (False, eval_loader(manifest, centre, **options)),
+        }
+        if kind == "camera photo":
+            contests["train with cache"] = (
+                True,
+                train_loader(manifest, crop, cache=folder / "copies", **options),
+            )
+        for stage, (train, ours) in contests.items():
             theirs = peer(folder, spec, train, workers)
-            ours = (
-                train_loader(manifest, train_transform(spec), batch_size=BATCH, workers=workers)
-                if train
-                else eval_loader(manifest, {"": eval_transform(spec)}, batch_size=BATCH, workers=workers)
-            )
-            times: dict[str, list[float]] = {"ours": [], "theirs": []}
-            for _ in range(rounds + 1):
-                times["theirs"].append(seconds(lambda loader=theirs: [None for _ in loader]))
-                times["ours"].append(seconds(lambda loader=ours: [None for _ in loader]))
-            rates = {who: count / statistics.median(values[1:]) for who, values in times.items()}
-            ratio = statistics.median(
-                t / o for t, o in zip(times["theirs"][1:], times["ours"][1:], strict=True)
-            )
-            stage = "train" if train else "eval"
+            rounds_of = [(seconds(theirs), seconds(ours)) for _ in range(rounds + 1)][
+                1:
+            ]  # the first warms up
+            rates = [count / statistics.median(times) for times in zip(*rounds_of, strict=True)]
+            ratio = statistics.median(theirs / ours for theirs, ours in rounds_of)
             print(
-                f"{kind:13} {width}x{height} {stage:5}  dualtail {rates['ours']:7.0f}  peer {rates['theirs']:7.0f}"
-                f" images/s  ratio {ratio:.2f}",
+                f"{kind:13} {width}x{height} {stage:17} dualtail {rates[1]:6.0f}  peer {rates[0]:6.0f} images/s  "
+                f"ratio {ratio:.2f}",
                 flush=True,
             )
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dualtail.data.loader import Batch, eval_loader, train_loader
+from dualtail.data.loader import Batch, Draws, ImageDataset, eval_loader, train_loader
 from dualtail.data.manifest import Manifest
 from dualtail.data.readers import read_manifest
 from dualtail.data.samplers import SAMPLINGS
@@ -317,3 +317,13 @@ def test_large_photographs_are_decoded_smaller(tmp_path):
     )
     assert not torch.equal(exact, fast)
     assert (exact.int() - fast.int()).abs().float().mean() < 3
+
+
+def test_augmentation_depends_on_seed_epoch_and_place(manifest):
+    def crop(seed: int, epoch: int, position: int) -> torch.Tensor:
+        draws = Draws(np.array([0]), np.array([position]), epoch, progress=0.0, total=1)
+        return ImageDataset(manifest, TRANSFORM, seed=seed)[draws].images
+
+    assert torch.equal(crop(0, 0, 0), crop(0, 0, 0))
+    for other in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        assert not torch.equal(crop(0, 0, 0), crop(*other)), other

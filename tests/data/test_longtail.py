@@ -148,3 +148,8 @@ def test_hold_out_refusals(balanced):
 
 def test_seed_changes_the_choice(balanced):
     assert hold_out_val(balanced, seed=0).splits.tolist() != hold_out_val(balanced, seed=1).splits.tolist()
+
+
+def test_exact_fractions_do_not_fall_below_themselves():
+    assert 98 * 49.0**-1 < 2  # which is what the counts are computed as
+    assert long_tail_counts(2, 98, 49).tolist() == [98, 2]

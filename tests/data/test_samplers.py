@@ -80,3 +80,10 @@ def test_wrong_name():
         sampling_prob(np.array([1, 2]), "sqrt_root")
     with pytest.raises(InputError, match="no class has an image"):
         sampling_prob(np.array([0, 0]), "instance")
+
+
+def test_every_image_of_a_head_class_comes_in_some_epoch():
+    labels = np.repeat([0, 1], [40, 2])
+    epochs = [epoch_order(labels, 2, "class_balanced", seed=0, epoch=epoch) for epoch in range(20)]
+    assert set(np.concatenate(epochs).tolist()) == set(range(42))
+    assert len({frozenset(rows.tolist()) for rows in epochs}) > 10

@@ -116,6 +116,25 @@ def test_random_resized_crop_covers_its_scale():
     assert max(parts) > 0.9
 
 
+@pytest.mark.parametrize("size", [(90, 60), (40, 200), (300, 7), (3, 500), (1, 1)])
+def test_random_boxes_are_distributed_as_torchvisions(size):
+    from torchvision.transforms import RandomResizedCrop as reference
+
+    width, height = size
+    ours = RandomResizedCrop(32, "bicubic")
+    image = torch.zeros(3, height, width)
+    torch.manual_seed(0)
+    boxes = np.array([ours.draw_box(width, height) for _ in range(2000)], dtype=float)
+    peers = np.array(
+        [reference.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(2000)], dtype=float
+    )
+    assert (boxes[:, 0] + boxes[:, 2]).max() <= height
+    assert (boxes[:, 1] + boxes[:, 3]).max() <= width
+    spread = peers.std(axis=0) + 1e-9
+    assert (np.abs(boxes.mean(axis=0) - peers.mean(axis=0)) <= 0.15 * spread + 0.1).all()
+    assert boxes.std(axis=0) == pytest.approx(spread, rel=0.1, abs=0.3)
+
+
 def test_rand_augment_does_something_and_can_be_strong():
     torch.manual_seed(0)
     plain = train_transform(SPEC, "rand_augment", num_ops=0)(photo())

@@ -133,11 +133,30 @@ class RandomResizedCrop:
 
     def __call__(self, image: Image.Image, progress: float = 0.0) -> Tensor:
         """Return uint8 ``(3, S, S)``."""
-        crop = _random_resized_crop(self.size, self.interpolation, self.scale, self.ratio)
-        out = _maybe_flip(crop(F.pil_to_tensor(image)), self.flip)
+        top, left, height, width = self.draw_box(*image.size)
+        out = _cut(image, top, left, height, width, self.size, self.interpolation)
+        out = _maybe_flip(out, self.flip)
         if self.num_ops:
             out = _rand_augment(self.num_ops, self.magnitude)(out)
         return out.contiguous()
+
+    def draw_box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Return a random ``(top, left, height, width)`` for an image, as torchvision draws it.
+
+        Area uniform in ``scale``, logarithm of the ratio uniform in that of ``ratio``; the first of ten tries that
+        fits, else the largest centre crop whose ratio is in range.
+        """
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for part, log_ratio, down, right in torch.rand(10, 4).tolist():
+            area = width * height * (self.scale[0] + part * (self.scale[1] - self.scale[0]))
+            ratio = math.exp(low + log_ratio * (high - low))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return int(down * (height - h + 1)), int(right * (width - w + 1)), h, w
+        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
+        w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+        w, h = max(w, 1), max(h, 1)
+        return (height - h) // 2, (width - w) // 2, h, w
 
 
 @dataclass(frozen=True)
@@ -208,17 +227,7 @@ class MinimalistCrop:
         side = min(max(1, round(math.sqrt(part * width * height))), width, height)
         top = int(torch.randint(height - side + 1, ()))
         left = int(torch.randint(width - side + 1, ()))
-        mode = v2.InterpolationMode(self.interpolation)
-        out = F.resized_crop(
-            F.pil_to_tensor(image),
-            top,
-            left,
-            side,
-            side,
-            [self.size, self.size],
-            interpolation=mode,
-            antialias=True,
-        )
+        out = _cut(image, top, left, side, side, self.size, self.interpolation)
         return _maybe_flip(out, self.flip).contiguous()
 
 
@@ -337,12 +346,13 @@ def _maybe_flip(image: Tensor, probability: float) -> Tensor:
     return F.horizontal_flip(image) if probability and float(torch.rand(())) < probability else image
 
 
-@lru_cache(maxsize=8)
-def _random_resized_crop(
-    size: int, interpolation: str, scale: tuple[float, float], ratio: tuple[float, float]
-) -> v2.RandomResizedCrop:
+def _cut(
+    image: Image.Image, top: int, left: int, height: int, width: int, size: int, interpolation: str
+) -> Tensor:
     mode = v2.InterpolationMode(interpolation)
-    return v2.RandomResizedCrop(size, scale=scale, ratio=ratio, interpolation=mode, antialias=True)
+    return F.resized_crop(
+        F.pil_to_tensor(image), top, left, height, width, [size, size], interpolation=mode, antialias=True
+    )
 
 
 @lru_cache(maxsize=8)
