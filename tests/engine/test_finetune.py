@@ -14,9 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from dualtail.engine.checkpoint import read_header
-from dualtail.engine.finetune import NotFiniteError, finetune
+from dualtail.engine.finetune import finetune
 from dualtail.engine.progress import Progress
 from dualtail.engine.settings import FinetuneSettings
+from dualtail.engine.training import NotFiniteError
 from dualtail.errors import InputError, TrainingError
 
 PLAIN = FinetuneSettings(epochs=3, learning_rate=0.1, precision="fp32")

@@ -108,6 +108,12 @@ class Stepper:
         loss: (logits, labels) to a mean over the batch.
         settings: optimizer, accumulation, clipping, mixing, average.
         accelerator: its mixed precision must be what the settings say.
+
+    Attributes:
+        weights: the trained tensors by name.
+        bad: not zero once a loss or gradient was not finite; no update is made from then on.
+        unit: number of images that the batches' mean losses are weighted by before they are summed (size of the
+            run's first batch x accumulation). A resumed run must use the same, to round alike.
     """
 
     def __init__(
@@ -171,7 +177,9 @@ class Stepper:
     def _count(self, value: Tensor, logits: Tensor, mixed: Mixed, index: Tensor) -> None:
         record, images = self._record, len(index)
         right = (logits.argmax(-1) == mixed.majority).sum()
-        record.sums += torch.stack([value.float() * images, right.float(), right.new_tensor(images).float()])
+        # Filled on the device: a number sent there from here would wait for it.
+        count = torch.full_like(value, images, dtype=torch.float32)
+        record.sums += torch.stack([value.float() * images, right.float(), count])
         record.index.append(index)
         record.broken.append(~torch.isfinite(logits.float().sum(-1)))
 

@@ -48,8 +48,8 @@ class FinetuneSettings:
         keep_metric: key of what ``evaluate`` returns; higher is better.
         seed: of dropout and mixing (the loader has its own).
         compile: run the model through :func:`torch.compile`.
-        checkpoint_steps: optimizer steps between checkpoints; None for none but the timed ones and the epochs' ends.
-        checkpoint_minutes: minutes between checkpoints.
+        checkpoint_steps: optimizer steps between checkpoints; None leaves it to the clock and the epochs' ends.
+        checkpoint_minutes: minutes between checkpoints (an epoch that took half a minute ends with one too).
 
     Raises:
         InputError: a value is of the wrong kind or out of range.

@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from dualtail.engine.finetune import FinetuneResult, TrainLoader, finetune
+from dualtail.engine.finetune import FinetuneResult, finetune
 from dualtail.engine.optimize import Loss, trained_tensors
 from dualtail.engine.settings import FinetuneSettings
+from dualtail.engine.training import TrainLoader
 from dualtail.errors import InputError
 
 
