@@ -197,7 +197,8 @@ class _Evaluation:
         self._csv("subsets.csv", self._subsets())
         self._csv("per_class.csv", self._per_class(backbones, of_members, adjusted))
         self._json(self.run.adjusted_dir / "comparisons.json", self._comparisons(adjusted_scores))
-        self._json(self.run.adjusted_dir / "neighbors.json", self._neighbors())
+        if "val" in self.manifest.split_sizes:
+            self._json(self.run.adjusted_dir / "neighbors.json", self._neighbors())
         self._json(self.run.adjusted_dir / "disagreement.json", self._disagreement())
         return self.written
 

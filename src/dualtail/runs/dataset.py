@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from dualtail.data.check import check_manifest
 from dualtail.data.holdout import hold_out_val
 from dualtail.data.longtail import subsample_long_tail
@@ -22,7 +24,8 @@ def build_manifest(data: Data, seed: int) -> Manifest:
         DataError: the data cannot be read.
     """
     manifest = read_manifest(data.reader, data.root, **data.options)
-    if "val" not in manifest.split_sizes and "train" in manifest.split_sizes:
+    sizes = manifest.split_sizes
+    if "val" not in sizes and "train" in sizes and data.val_per_class:
         manifest = hold_out_val(manifest, data.val_per_class, seed)
     if data.long_tail is not None:
         manifest = subsample_long_tail(
@@ -48,10 +51,26 @@ def find_problems(
     manifest: Manifest, data: Data, *, deep: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> list[Problem]:
     """Return the problems of the data that matter to a run under the recipe's policy for bad images."""
+    required = ("train", *(("val",) if data.val_per_class or "test" not in manifest.split_sizes else ()))
     return check_manifest(
-        manifest,
-        deep=deep,
-        required_splits=("train", "val"),
-        on_bad_image=data.on_bad_image,
-        progress=progress,
+        manifest, deep=deep, required_splits=required, on_bad_image=data.on_bad_image, progress=progress
     )
+
+
+def prior_sample(manifest: Manifest, per_class: int | None, seed: int) -> Manifest:
+    """Return the training images that a prior is estimated from: at most ``per_class`` of each class.
+
+    Example:
+        >>> from pathlib import Path
+        >>> manifest = Manifest(Path("."), ("a", "b", "c"), [0, 0, 1], ["train"] * 3, ("cat", "dog"))
+        >>> prior_sample(manifest, 1, seed=0).counts().tolist()
+        [1, 1]
+    """
+    train = manifest.split("train")
+    if per_class is None:
+        return train
+    order = np.random.default_rng([seed, 0x9A]).permutation(len(train))
+    by_class = order[np.argsort(train.labels[order], kind="stable")]
+    counts = train.counts()
+    rank = np.arange(len(train)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return train.select(np.sort(by_class[rank < per_class]))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dualtail.data.loader import Loader, eval_loader, train_loader
+from dualtail.data.manifest import Manifest
 from dualtail.data.problems import raise_errors
 from dualtail.data.transforms import eval_transform, train_transform
 from dualtail.engine.inference import infer, member_evaluation
@@ -26,6 +27,7 @@ from dualtail.engine.progress import InferenceProgress, Progress
 from dualtail.engine.settings import FinetuneSettings
 from dualtail.engine.stages import Stage, finetune_stages
 from dualtail.errors import RecipeError
+from dualtail.imagespec import ImageSpec
 from dualtail.logits.losses import LOSSES, build_loss
 from dualtail.logits.prior import LabelPrior, estimate_label_prior
 from dualtail.models.backbone import Backbone, load_backbone
@@ -35,7 +37,7 @@ from dualtail.models.text import class_text_features
 from dualtail.models.zero_shot import ZeroShotClassifier
 from dualtail.runs.analysis import adjust_members, evaluate_run
 from dualtail.runs.choices import read_descriptions, refuse_choice_faults
-from dualtail.runs.dataset import build_manifest, evaluation_split, find_problems
+from dualtail.runs.dataset import build_manifest, evaluation_split, find_problems, prior_sample
 from dualtail.runs.members import BackbonePlan, MemberPlan, plan_backbones, plan_members
 from dualtail.runs.observer import Observer
 from dualtail.runs.recipe import Loss, Recipe
@@ -130,8 +132,11 @@ class Pipeline:
         for note in self.manifest.notes:
             self.observer.note(note)
         self.split = evaluation_split(self.manifest)
-        self.eval_splits = ["val", "test"] if self.split == "test" else ["val"]
-        self.data_print = fingerprint(self.manifest.fingerprint(), recipe.data.on_bad_image)
+        self.eval_splits = [name for name in ("val", "test") if name in self.manifest.split_sizes]
+        self._refuse_missing_val()
+        self.data_print = fingerprint(
+            self.manifest.fingerprint(), recipe.data.on_bad_image, recipe.data.interpolation
+        )
         if self.team.leads:
             self.run.write_provenance(
                 data={
@@ -145,11 +150,27 @@ class Pipeline:
         sizes = ", ".join(f"{size:,} {name}" for name, size in self.manifest.split_sizes.items())
         self.observer.note(f"{self.manifest.num_classes:,} classes; images: {sizes}")
 
+    def _refuse_missing_val(self) -> None:
+        if "val" in self.eval_splits:
+            return
+        wants = {
+            "prior.split": self.recipe.prior.split == "val",
+            "adjust.weights": self.recipe.adjust.weights == "fitted",
+            "finetune.keep": self.recipe.finetune.keep == "best",
+        }
+        for key in (key for key, wanted in wants.items() if wanted):
+            fix = "set prior.split to train" if key == "prior.split" else f"leave {key} at its default"
+            raise RecipeError(
+                f"{key} needs a val split, and there is none",
+                where="recipe",
+                fix=f"{fix}, or set data.val_per_class",
+            )
+
     # Foundation models as they are.
 
     def zero_shot(self) -> None:
         """Zero-shot logits of every backbone; each image is read once for all of them."""
-        splits = [*self.eval_splits, *(["train"] if self.recipe.prior.split == "train" else [])]
+        splits = [*self.eval_splits, *(["prior"] if self.recipe.prior.split == "train" else [])]
         pending = {
             plan: inputs
             for plan in self.backbones
@@ -192,7 +213,8 @@ class Pipeline:
 
     def _estimate_prior(self, plan: BackbonePlan) -> LabelPrior:
         options = self.recipe.prior
-        split = read_logits(self.run.backbone_dir(plan.name) / "zero_shot.safetensors", options.split)
+        path = self.run.backbone_dir(plan.name) / "zero_shot.safetensors"
+        split = read_logits(path, "val" if options.split == "val" else "prior")
         counts = torch.bincount(split.labels, minlength=self.manifest.num_classes)
         # Half a sample for every class, where one has none: its share of the samples is then small, not zero.
         smoothed = {"zero": "smooth", "smoothing": 0.5} if bool((counts == 0).any()) else {}
@@ -259,7 +281,7 @@ class Pipeline:
         tuned = self.recipe.finetune
         return train_loader(
             self.manifest.split("train"),
-            train_transform(classifier.backbone.image_spec, tuned.augment.name, **tuned.augment.options),
+            train_transform(self._spec(classifier.backbone), tuned.augment.name, **tuned.augment.options),
             batch_size=tuned.batch_size,
             seed=member.seed,
             sampling=sampling,
@@ -326,9 +348,9 @@ class Pipeline:
     # What a stage depends on.
 
     def _zero_shot_inputs(self, plan: BackbonePlan, splits: Sequence[str]) -> str:
-        return fingerprint(
-            self.data_print, plan.identity(), self._text_inputs(), list(splits), self.recipe.evaluate.crops
-        )
+        drawn = self.recipe.prior.per_class if "prior" in splits else None
+        text, crops = self._text_inputs(), self.recipe.evaluate.crops
+        return fingerprint(self.data_print, plan.identity(), text, list(splits), drawn, crops)
 
     def _text_inputs(self) -> list[Any]:
         text = self.recipe.text
@@ -376,6 +398,9 @@ class Pipeline:
             image_size=plan.image_size,
             device=self.device,
         )
+
+    def _spec(self, backbone: Backbone) -> ImageSpec:
+        return self.recipe.data.image_spec(backbone.image_spec)
 
     def _has_text(self, plan: BackbonePlan) -> bool:
         return bool(read_json(self.run.backbone_dir(plan.name) / "backbone.json")["has_text"])
@@ -441,10 +466,10 @@ class Pipeline:
             return found
         crops = self.recipe.evaluate.crops
         transforms = {
-            name: eval_transform(model.backbone.image_spec, crops=crops) for name, model in models.items()
+            name: eval_transform(self._spec(model.backbone), crops=crops) for name, model in models.items()
         }
         for split in splits:
-            manifest = self.manifest.split(split)
+            manifest = self._images_of(split)
             loader = eval_loader(
                 manifest,
                 {transform.key: transform for transform in transforms.values()},
@@ -469,12 +494,18 @@ class Pipeline:
                 found[name][split] = SplitLogits(output.logits, output.labels, ids, output.features)
         return found
 
+    def _images_of(self, split: str) -> Manifest:
+        """Return the images of a split, or of ``prior``: the training images that a prior is estimated from."""
+        if split != "prior":
+            return self.manifest.split(split)
+        return prior_sample(self.manifest, self.recipe.prior.per_class, self.recipe.seed)
+
     def _macro_accuracy(self, model: nn.Module) -> dict[str, float]:
         """Evaluate a member on val after an epoch."""
-        spec = model.backbone.image_spec  # type: ignore[union-attr]
+        spec = self._spec(model.backbone)  # type: ignore[arg-type]
         val = eval_loader(
             self.manifest.split("val"),
-            {"": eval_transform(spec)},  # type: ignore[arg-type]
+            {"": eval_transform(spec)},
             batch_size=self.recipe.runtime.eval_batch_size,
             workers=self._workers,
             on_bad_image=self.recipe.data.on_bad_image,

@@ -92,7 +92,7 @@ def predict_images(
         Path.cwd(), tuple(images), np.zeros(len(images), np.int64), np.full(len(images), "test"), names
     )
     transforms = {
-        name: eval_transform(member.backbone.image_spec, crops=recipe.evaluate.crops)
+        name: eval_transform(recipe.data.image_spec(member.backbone.image_spec), crops=recipe.evaluate.crops)
         for name, member in members.items()
     }
     loader = eval_loader(

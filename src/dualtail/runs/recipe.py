@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dualtail.errors import RecipeError, nearest
+from dualtail.imagespec import ImageSpec
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -47,10 +49,16 @@ class Data(Section):
     root: str
     options: Options = Field(default_factory=dict)
     """Options of the reader, such as the manifest's file name (see the page "Your own data")."""
-    val_per_class: PositiveInt = 20
-    """Images a class to hold out of train where there is no val split."""
+    val_per_class: NonNegativeInt = 20
+    """Images a class to hold out of train where there is no val split; 0 goes without one."""
     long_tail: LongTail | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """How images are resized, where it is not to be the backbone's own way."""
     on_bad_image: Literal["error", "skip"] = "error"
+
+    def image_spec(self, own: ImageSpec) -> ImageSpec:
+        """Return what a backbone expects of images, with this section's changes."""
+        return own if self.interpolation is None else replace(own, interpolation=self.interpolation)
 
 
 class Member(Section):
@@ -79,6 +87,8 @@ class Prior(Section):
     """How the pre-training label prior is estimated from zero-shot logits."""
 
     split: Literal["val", "train"] = "val"
+    per_class: PositiveInt | None = None
+    """From train: at most so many images a class, drawn by the recipe's seed; all of them if left out."""
     shrinkage: Literal["auto"] | NonNegativeFloat = "auto"
     temperature: Literal["fit"] | PositiveFloat | None = None
 
