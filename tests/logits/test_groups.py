@@ -130,6 +130,8 @@ class TestClassGroups:
         groups = ClassGroups.from_counts([500, 50, 5, 500])
         assert groups.mask("many").tolist() == [True, False, False, True]
         assert groups.names_of([2, 0]) == ["few", "many"]
+        with pytest.raises(InputError, match="classes holds 4; expected values from 0 to 3"):
+            groups.names_of([4])
         with pytest.raises(InputError, match="unknown group 'head'"):
             groups.mask("head")
 

@@ -277,7 +277,7 @@ class TestShrinkage:
     def test_better_on_held_out_samples_at_a_thousand_classes(self):
         world = World(1000, seed=20, radius=4.8, dim=48)
         logits, labels = world.balanced(20)
-        held_out = world.balanced(40)
+        held_out = world.balanced(20)
 
         def excess(log_prob: torch.Tensor) -> float:
             return float(cross_entropy(held_out[0] - log_prob, held_out[1]))

@@ -33,6 +33,10 @@ _LOWEST_LOG_PROB = -46.0  # 1e-20
 _PROBES = 64  # random probes for the diagonal of an inverse that is too large to form
 
 
+class NotDetermined(Exception):
+    """The samples do not determine what is asked of them, to working precision."""
+
+
 class Point(NamedTuple):
     """A value of ``b`` with what one pass tells of it."""
 
@@ -206,8 +210,6 @@ def _line_search(problem: Objective, point: Point, step: Tensor) -> Point | None
 class Curvature:
     """``H + strength`` at a point, as an operator on vectors that sum to zero; solves by conjugate gradients."""
 
-    exact = False
-
     def __init__(self, problem: Problem, point: Point) -> None:
         self.problem, self.point, self.strength = problem, point, problem.strength
         self._offset = problem.offset(point.b)
@@ -249,8 +251,6 @@ class Curvature:
 class DenseCurvature(Curvature):
     """The same with the inverse as a matrix ``(C, C)`` on the CPU, formed in place."""
 
-    exact = True
-
     def __init__(self, problem: Problem, point: Point) -> None:
         self.problem, self.point, self.strength = problem, point, problem.strength
         classes = len(point.b)
@@ -273,10 +273,6 @@ class DenseCurvature(Curvature):
         """Return the solution by a matrix product."""
         answer = (self.inverse @ vectors.to(self.inverse)).double().to(vectors.device)
         return answer - answer.mean(0)
-
-
-class NotDetermined(Exception):
-    """The Hessian is singular to working precision."""
 
 
 def fits_dense(classes: int) -> bool:

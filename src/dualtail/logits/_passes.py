@@ -22,7 +22,7 @@ from dualtail.logits._arrays import ArrayLike, as_labels, as_tensor, row_chunks
 CACHE_BYTES = 1 << 28
 """Exponentials are kept up to this size."""
 
-# Entries of a chunk: within a core's second-level cache, or large enough to occupy an accelerator.
+# Entries of a chunk: within a core's second-level cache for every thread, or enough to occupy an accelerator.
 _CPU_BUDGET, _CUDA_BUDGET, _PRODUCT_BUDGET = 1 << 18, 1 << 24, 1 << 22
 # Kept exponentials are computed at one offset and reused at others up to this far from it: small against the
 # 87 (float32) at which a weight would underflow.
@@ -161,7 +161,7 @@ class SoftmaxPasses:
         return SlopeMoments(float(mean), covariance, float(variance))
 
     def _budget(self) -> int:
-        return _CUDA_BUDGET if self.device.type == "cuda" else _CPU_BUDGET
+        return _CUDA_BUDGET if self.device.type == "cuda" else _CPU_BUDGET * torch.get_num_threads()
 
     def _read(self, rows: slice) -> Tensor:
         """Return rows of the logits as float32 or float64, on the device that computes."""

@@ -6,7 +6,6 @@ Long-tailed Distribution", ICML 2025 (arXiv 2501.15955); its corner, D-Few and P
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from dualtail.errors import InputError
-from dualtail.logits._arrays import ArrayLike, as_counts, as_tensor
+from dualtail.logits._arrays import ArrayLike, as_counts, as_labels, as_tensor
 from dualtail.logits.prior import LabelPrior, as_log_prior
 
 GROUP_NAMES = ("many", "medium", "few")
@@ -78,9 +77,12 @@ class ClassGroups:
             raise InputError(f"unknown group {name!r}", fix=f"one of {', '.join(GROUP_NAMES)}")
         return self.index == GROUP_NAMES.index(name)
 
-    def names_of(self, classes: ArrayLike | Iterable[int] | None = None) -> list[str]:
-        """Return the group's name of each class in ``classes`` (all classes by default)."""
-        chosen = self.index if classes is None else self.index[as_tensor(classes, "classes").long()]
+    def names_of(self, classes: ArrayLike | None = None) -> list[str]:
+        """Return the group's name of each class in ``classes`` ``(n,)`` (all classes by default)."""
+        chosen = self.index
+        if classes is not None:
+            wanted = as_tensor(classes, "classes").cpu()
+            chosen = chosen[as_labels(wanted, len(self), tuple(wanted.shape), "classes")]
         return [GROUP_NAMES[i] for i in chosen.flatten().tolist()]
 
     @classmethod
