@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -286,14 +287,19 @@ def build_classifier(
         class_names=names,
         **{"seed": seed, **(head_options or {})},
     )
-    attached = attach_tuner(
-        backbone, tuner, num_classes=len(names), **{"seed": seed, **(tuner_options or {})}
-    )
-    text = None
-    if text_tuner is not None:
-        options = {"seed": seed, **(text_tuner_options or {})}
-        text = attach_tuner(backbone, text_tuner, num_classes=len(names), tower="text", **options)
-    return Classifier(backbone, attached, made, names, text)
+    with ExitStack() as undo:  # a refusal on the way leaves the backbone free
+        attached = attach_tuner(
+            backbone, tuner, num_classes=len(names), **{"seed": seed, **(tuner_options or {})}
+        )
+        undo.callback(attached.detach)
+        text = None
+        if text_tuner is not None:
+            options = {"seed": seed, **(text_tuner_options or {})}
+            text = attach_tuner(backbone, text_tuner, num_classes=len(names), tower="text", **options)
+            undo.callback(text.detach)
+        classifier = Classifier(backbone, attached, made, names, text)
+        undo.pop_all()
+    return classifier
 
 
 def load_classifier(
