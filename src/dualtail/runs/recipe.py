@@ -30,14 +30,16 @@ Options = dict[str, Any]
 class Section(BaseModel):
     """Base of every part of a recipe: no unknown keys, no coercion, no change after validation."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 
 class LongTail(Section):
     """Seeded subsampling of the training split to a long-tailed one; val and test stay as they are."""
 
     profile: Literal["exponential", "pareto"] = "exponential"
+    """Shape of the tail: ``exponential`` as CIFAR-LT's, ``pareto`` as ImageNet-LT's."""
     ratio: Annotated[float, Field(ge=1.0)] = 100.0
+    """Imbalance ratio, largest class over smallest."""
     shuffle_classes: bool = False
     """Draw the order of the classes (head to tail) from the seed instead of taking it as it is."""
 
@@ -46,15 +48,19 @@ class Data(Section):
     """Where the images are and how they are read."""
 
     reader: str = "folder"
+    """``folder``, ``table``, ``lists``, ``webdataset``, ``hugging_face``, or a benchmark's name."""
     root: str
+    """The folder that holds the images; relative to the recipe's folder."""
     options: Options = Field(default_factory=dict)
     """Options of the reader, such as the manifest's file name (see the page "Your own data")."""
     val_per_class: NonNegativeInt = 20
     """Images a class to hold out of train where there is no val split; 0 goes without one."""
     long_tail: LongTail | None = None
+    """Make a balanced training set long-tailed; left out, train stays as it is."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """How images are resized, where it is not to be the backbone's own way."""
     on_bad_image: Literal["error", "skip"] = "error"
+    """``error`` stops at an image that cannot be read, ``skip`` leaves it out and says so."""
 
     def image_spec(self, own: ImageSpec) -> ImageSpec:
         """Return what a backbone expects of images, with this section's changes."""
@@ -65,6 +71,7 @@ class Member(Section):
     """One foundation model: one value of the confounder."""
 
     backbone: str
+    """``open_clip:ARCH/TAG``, ``open_clip:DIR`` or ``timm:NAME``; a local folder starts with ``./``."""
     weights: str | None = None
     """A checkpoint file, or ``random``; nothing for the weights that the backbone's name stands for."""
     image_size: PositiveInt | None = None
@@ -72,6 +79,7 @@ class Member(Section):
     seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
     """Fine-tuning seeds, one member each; the recipe's seed if left out."""
     name: str | None = None
+    """Its folder in the run and its name in tables; made from the backbone's if left out."""
 
 
 class Text(Section):
@@ -87,49 +95,63 @@ class Prior(Section):
     """How the pre-training label prior is estimated from zero-shot logits."""
 
     split: Literal["val", "train"] = "val"
+    """``val`` should be balanced; ``train`` is taken with its own counts as the sample prior."""
     per_class: PositiveInt | None = None
     """From train: at most so many images a class, drawn by the recipe's seed; all of them if left out."""
     shrinkage: Literal["auto"] | NonNegativeFloat = "auto"
+    """Pull towards uniform, in samples a class; ``auto`` chooses it from the data, 0 is GLA's plain optimum."""
     temperature: Literal["fit"] | PositiveFloat | None = None
+    """Divides the zero-shot logits; ``fit`` fits it with the prior; nothing stands for 1."""
 
 
 class Tuner(Section):
     """What is added to, or trained in, the frozen backbone."""
 
     name: str = "adaptformer"
+    """See the page "Choose a tuner"."""
     options: Options = Field(default_factory=dict)
+    """The tuner's own, such as ``width``, and ``blocks`` for chosen blocks."""
 
 
 class Head(Section):
     """The classifier on the backbone's feature."""
 
     name: str = "cosine"
+    """``cosine``, ``linear``, ``l2_normed``, ``layer_normed``, ``text`` or ``coop``."""
     init: str = "auto"
     """``auto``: text features where the backbone has a text tower, class means otherwise."""
     options: Options = Field(default_factory=dict)
+    """The head's own, such as ``scale``."""
 
 
 class Loss(Section):
     """A training loss."""
 
     name: str = "la"
+    """``la``, ``ce``, ``focal``, ``ldam``, ``class_balanced``, ``generalized_reweight``, ``balanced_softmax``, ``lade``,
+    ``gla_train`` or ``vs``."""
     options: Options = Field(default_factory=dict)
+    """The loss's own, such as ``tau``."""
 
 
 class Augment(Section):
     """Training augmentation."""
 
     name: str = "random_resized_crop"
+    """``random_resized_crop`` (LIFT), ``minimalist`` (LIFT+), ``rand_augment`` or ``resize`` (none)."""
     options: Options = Field(default_factory=dict)
+    """The augmentation's own, such as ``flip`` and ``scale``."""
 
 
 class SecondStage(Section):
     """A second training after the first, of the head alone by default (decoupled training, Kang et al. 2020)."""
 
     only: Annotated[list[Literal["head", "tuner"]], Field(min_length=1)] = ["head"]
+    """The parts that train."""
     epochs: PositiveInt = 5
     learning_rate: PositiveFloat = 0.01
     sampling: str = "class_balanced"
+    """As ``finetune.sampling``."""
     loss: Loss = Loss(name="ce")
 
 
@@ -143,8 +165,10 @@ class Finetune(Section):
     loss: Loss = Loss()
     augment: Augment = Augment()
     sampling: str = "instance"
+    """``instance``, ``class_balanced``, ``square_root`` or ``progressive``."""
     epochs: PositiveInt = 10
     batch_size: PositiveInt = 128
+    """Over all processes."""
     accumulation: PositiveInt = 1
     """Batches whose gradients are added up before a step."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -153,23 +177,33 @@ class Finetune(Section):
     weight_decay: NonNegativeFloat = 5e-4
     schedule: Literal["cosine", "constant"] = "cosine"
     schedule_step: Literal["epoch", "step"] = "epoch"
+    """The learning rate changes once an epoch (LIFT) or at every step."""
     warmup_epochs: NonNegativeFloat = 0.0
     gradient_clip: PositiveFloat | None = None
+    """Largest total norm of the gradient."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """``auto`` is bf16 where the device computes in it."""
     ema_decay: Fraction | None = None
+    """Decay of a moving average of the trained weights, which then takes their place."""
     mixup: NonNegativeFloat = 0.0
+    """Alpha of Mixup; 0 is off."""
     cutmix: NonNegativeFloat = 0.0
+    """Alpha of CutMix; 0 is off."""
     keep: Literal["last", "best"] = "last"
     """``best``: the epoch with the highest macro accuracy on val, measured after every epoch."""
     compile: bool = False
+    """Train through ``torch.compile``."""
     second_stage: SecondStage | None = None
+    """Train the head again on re-balanced batches; left out, there is none."""
 
 
 class Adjust(Section):
     """The backdoor adjustment over the members."""
 
     rule: Literal["logits", "probabilities", "log_probabilities", "median"] = "logits"
+    """What is averaged over the members."""
     weights: Literal["uniform", "fitted"] | Annotated[list[NonNegativeFloat], Field(min_length=1)] = "uniform"
+    """P(c): ``uniform``, ``fitted`` on val, or one number a member."""
 
 
 class Groups(Section):
@@ -197,7 +231,9 @@ class Neighbors(Section):
     """The nearest-neighbour check of the features, with val as the bank."""
 
     k: PositiveInt = 200
+    """Neighbours that vote."""
     temperature: PositiveFloat = 0.1
+    """A neighbour's vote is ``exp(cosine / temperature)``."""
 
 
 class Evaluate(Section):
@@ -206,6 +242,7 @@ class Evaluate(Section):
     groups: Groups = Groups()
     neighbors: Neighbors = Neighbors()
     confidence: Fraction = 0.95
+    """Nominal coverage of the intervals."""
     crops: Literal[1, 5, 10] = 1
     """Crops of an image whose logits are averaged: 5 or 10 for test-time ensembling."""
 
@@ -214,9 +251,13 @@ class Runtime(Section):
     """How the work is done; changes no result beyond rounding, and is no part of a stage's fingerprint."""
 
     device: str = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
     workers: Literal["auto"] | NonNegativeInt = "auto"
+    """Processes that read images; ``auto`` is one a core, at most 8."""
     eval_batch_size: PositiveInt = 256
+    """Images of a batch that is not trained on."""
     checkpoint_minutes: PositiveFloat = 5.0
+    """Minutes of training between checkpoints."""
 
 
 class Recipe(Section):
@@ -230,7 +271,9 @@ class Recipe(Section):
     """
 
     name: Annotated[str, Field(min_length=1)]
+    """What the report calls the run."""
     seed: NonNegativeInt = 0
+    """Of everything drawn: splits, subsampling, random weights, training."""
     data: Data
     members: Annotated[list[Member], Field(min_length=1)]
     text: Text = Text()
