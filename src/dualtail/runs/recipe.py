@@ -128,8 +128,8 @@ class Loss(Section):
     """A training loss."""
 
     name: str = "la"
-    """``la``, ``ce``, ``focal``, ``ldam``, ``class_balanced``, ``generalized_reweight``, ``balanced_softmax``, ``lade``,
-    ``gla_train`` or ``vs``."""
+    """``la``, ``ce``, ``focal``, ``ldam``, ``class_balanced``, ``generalized_reweight``, ``balanced_softmax``,
+    ``lade``, ``gla_train`` or ``vs``."""
     options: Options = Field(default_factory=dict)
     """The loss's own, such as ``tau``."""
 
