@@ -7,6 +7,7 @@ import signal
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -158,6 +159,7 @@ class Plan(Sampler):
         """Return the rows of the epoch, over all ranks."""
         raise NotImplementedError
 
+    @cached_property
     def shares(self) -> list[tuple[np.ndarray, int]]:
         """Return, for every batch of this rank, positions in the epoch's order and the global batch's size."""
         raise NotImplementedError
@@ -169,11 +171,11 @@ class Plan(Sampler):
 
     def __iter__(self) -> Iterator[Draws]:
         order = self.order()
-        for positions, total in self.shares()[self.skip_batches :]:
+        for positions, total in self.shares[self.skip_batches :]:
             yield Draws(order[positions % len(order)], positions, self.epoch, self.progress, total)
 
     def __len__(self) -> int:
-        return len(self.shares())
+        return len(self.shares)
 
 
 class TrainPlan(Plan):
@@ -210,6 +212,7 @@ class TrainPlan(Plan):
         """From 0 in the first epoch to 1 in the last; 0 if there is only one."""
         return min(1.0, self.epoch / (self.epochs - 1)) if self.epochs > 1 else 0.0
 
+    @cached_property
     def shares(self) -> list[tuple[np.ndarray, int]]:
         """Return, for every batch of this rank, positions in the epoch's order and the global batch's size."""
         shares = []
@@ -231,6 +234,7 @@ class EvalPlan(Plan):
         """Return all rows."""
         return np.arange(self.size)
 
+    @cached_property
     def shares(self) -> list[tuple[np.ndarray, int]]:
         """Return, for every batch of this rank, positions in the epoch's order and the batch's size."""
         mine = np.array_split(np.arange(self.size), self.world_size)[self.rank]
