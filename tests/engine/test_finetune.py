@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 from dataclasses import replace
 from types import SimpleNamespace
@@ -341,3 +342,12 @@ def test_a_loader_that_gives_less_than_it_said() -> None:
 
     result = run(TinyClassifier(), loader=Short())
     assert (result.steps, len(result.history)) == (15, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_is_the_same_training() -> None:
+    plain, compiled = TinyClassifier(dropout=0.0), TinyClassifier(dropout=0.0)
+    run(plain)
+    run(compiled, replace(PLAIN, compile=True))
+    assert close(plain, compiled, 1e-4)
