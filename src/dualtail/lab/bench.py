@@ -32,10 +32,11 @@ def study_world(seed: int, *, large: bool = False) -> World:
     """Return a world of the studies: smaller models and corpora than the embedded ones, so that many fit."""
     return World(
         seed=seed,
+        classes=40,
         resample=0.12,
         architecture=_LARGE if large else Architecture(),
-        pretraining=Pretraining(images=16_000, steps=300, batch=128),
-        task=Task(largest=150, test_per_class=100),
+        pretraining=Pretraining(images=12_000, steps=400, batch=64),
+        task=Task(largest=150, test_per_class=80),
     )
 
 

@@ -82,7 +82,7 @@ def _ask_priors(benches: Sequence[Bench]) -> Answer:
             plain = estimate_label_prior(val, labels, shrinkage=0)
             table.add(f"{objective}, val 20 a class, GLA without shrinkage", _recovery(plain, truth))
             large = estimate_label_prior(said.logits["test"], bench.labels("test"))
-            table.add(f"{objective}, 100 a class, GLA with shrinkage", _recovery(large, truth))
+            table.add(f"{objective}, 80 a class, GLA with shrinkage", _recovery(large, truth))
             table.add(f"{objective}, val 20 a class, mean softmax", _recovery(_mean_softmax(val), truth))
             train = estimate_label_prior(said.logits["train"], bench.labels("train"), bench.source_prior)
             table.add(f"{objective}, training set, GLA with shrinkage", _recovery(train, truth))
