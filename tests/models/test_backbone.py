@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub
@@ -173,6 +174,28 @@ def test_attention_takes_the_fused_path(name: str, vit: Backbone, monkeypatch: p
     assert len(calls) == backbone.depth
 
 
+def _note_size(sizes: list[int], tensor: torch.Tensor) -> torch.Tensor:
+    sizes.append(tensor.numel())
+    return tensor
+
+
+@pytest.mark.parametrize("name", ["open_clip", "timm:vit_base_patch16_clip_quickgelu_224"])
+def test_quick_gelu_keeps_one_tensor_for_the_backward_pass(tmp_path: Path, name: str) -> None:
+    if name == "open_clip":
+        name = f"open_clip:{tiny.write_folder(tmp_path, tiny.config(quick_gelu=True))}"
+    backbone = load_backbone(name, weights="random")
+    activations = [m for m in backbone.modules() if "gelu" in type(m).__name__.lower()]
+    assert len(activations) == backbone.depth + len(backbone.text_blocks)
+    for activation in activations:
+        x = torch.randn(7, requires_grad=True)
+        kept: list[int] = []
+        count = partial(_note_size, kept)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            y = activation(x)
+        torch.testing.assert_close(y, x * torch.sigmoid(1.702 * x))
+        assert kept.count(7) == 1
+
+
 def test_normalize_is_the_backbones_mean_and_std(tmp_path: Path) -> None:
     folder = tiny.write_folder(tmp_path, mean=[0.5, 0.4, 0.3], std=[0.1, 0.2, 0.25], interpolation="bilinear")
     backbone = load_backbone(f"open_clip:{folder}")
@@ -265,6 +288,17 @@ def test_cached_weights_need_no_connection(
     assert _weights.hub_file("a/b", [cached.name, "x.bin"], where="here") == cached
 
 
+def test_a_hub_repository_is_a_name(offline: None, vit_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        huggingface_hub,
+        "try_to_load_from_cache",
+        lambda repository, name: str(vit_folder / name) if repository == "owner/model" else None,
+    )
+    backbone = load_backbone("open_clip:hf-hub:owner/model")
+    assert backbone.weights_fingerprint == load_backbone(f"open_clip:{vit_folder}").weights_fingerprint
+    refused("open_clip:hf-hub:owner/other", "no connection", "open_clip_config.json of owner/other")
+
+
 @pytest.mark.parametrize("name", ["open_clip:ViT-B-16", "open_clip:{empty}"])
 def test_a_name_without_weights_is_refused(name: str, tmp_path: Path) -> None:
     folder = tiny.write_folder(tmp_path)
@@ -313,6 +347,20 @@ def test_timm_weights_from_a_file(tmp_path: Path) -> None:
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("blocks.0")}
     save_file(state, tmp_path / "partial.safetensors")
     refused("timm:test_vit", "blocks.0", "missing", weights=str(tmp_path / "partial.safetensors"))
+
+
+def test_timm_weights_in_older_naming_are_converted_whole(tmp_path: Path) -> None:
+    model = timm.create_model("test_vit")
+    state = model.state_dict()
+    # timm's earliest checkpoints had a linear patch embedding.
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].flatten(1)
+    save_file(state, tmp_path / "old.safetensors")
+    backbone = load_backbone("timm:test_vit", weights=str(tmp_path / "old.safetensors"))
+    model.reset_classifier(0)
+    assert backbone.weights_fingerprint == _weights.fingerprint(model)
+    del state["blocks.1.norm1.bias"]
+    save_file(state, tmp_path / "partial.safetensors")
+    refused("timm:test_vit", "blocks.1.norm1.bias", "missing", weights=str(tmp_path / "partial.safetensors"))
 
 
 class _Surprise:
@@ -401,6 +449,34 @@ def test_a_backbone_without_text_says_so() -> None:
     ):
         with pytest.raises(BackboneError, match="no text tower"):
             ask()
+
+
+def test_hub_tokenizers_are_checked_for_length_too(monkeypatch: pytest.MonkeyPatch, vit: Backbone) -> None:
+    class Words:
+        """A tokenizer as open_clip wraps those of the hub: one token a word, and an end."""
+
+        context_length = 4
+
+        @staticmethod
+        def tokenizer(text: str) -> dict[str, list[int]]:
+            return {"input_ids": [7] * len(text.split()) + [1]}
+
+        def __call__(self, texts: list[str]) -> torch.Tensor:
+            return torch.zeros(len(texts), 4, dtype=torch.long)
+
+    monkeypatch.setattr(vit, "_tokenizer", Words())
+    assert vit.tokenize(["polar bear", "a small dog"]).shape == (2, 4)
+    with pytest.raises(BackboneError, match="has 5 tokens, the text tower reads 4"):
+        vit.tokenize(["cat", "a very small dog"])
+
+
+def test_a_tokenizer_that_cannot_be_had_offline_says_so(tmp_path: Path) -> None:
+    folder = tiny.write_folder(
+        tmp_path, tiny.config(text_cfg=tiny.TEXT | {"hf_tokenizer_name": "nobody/none"})
+    )
+    backbone = load_backbone(f"open_clip:{folder}")
+    with pytest.raises(BackboneError, match="tokenizer's files"):
+        backbone.encode_text(["cat"])
 
 
 def test_a_text_that_would_be_cut_off_is_refused(vit: Backbone) -> None:

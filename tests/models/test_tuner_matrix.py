@@ -163,6 +163,18 @@ def test_training_step(vit: Backbone, images: Tensor, row: Row) -> None:
 
 
 @rows(ROWS)
+def test_the_stream_keeps_its_precision_under_autocast(vit: Backbone, images: Tensor, row: Row) -> None:
+    """A tuner that widens the residual stream to float32 would double what every later block moves."""
+    member(vit, row)
+    seen = []
+    for block in vit.blocks:
+        block.module.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        vit.features(images)
+    assert set(seen) == {torch.bfloat16}
+
+
+@rows(ROWS)
 def test_save_and_load(vit_folder: Path, images: Tensor, tmp_path: Path, row: Row) -> None:
     name = f"open_clip:{vit_folder}"
     classifier = build_classifier(name, CLASSES, tuner=row.name, tuner_options=row.options, seed=4)

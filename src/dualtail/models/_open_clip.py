@@ -1,4 +1,4 @@
-"""Builds ``open_clip:ARCH/TAG`` and ``open_clip:DIR``."""
+"""Builds ``open_clip:ARCH/TAG``, ``open_clip:DIR`` and ``open_clip:hf-hub:OWNER/NAME``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dualtail.errors import BackboneError, nearest
 from dualtail.models._parts import RANDOM, Parts, image_spec, quiet, seeded
 from dualtail.models._weights import fingerprint, hub_file, load_strict, read_state_dict, unreachable
+from dualtail.models.activation import replace_quick_gelu
 from dualtail.models.attention import replace_attention
 from dualtail.models.projection import AttentionPoolFeature, Projection, linear_projection
 
@@ -29,6 +30,7 @@ _DIR_WEIGHTS = (
     "open_clip_pytorch_model.bin",
     "pytorch_model.bin",
 )
+_HUB = "hf-hub:"
 _HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
@@ -51,18 +53,29 @@ def build(name: str, rest: str, *, weights: str | None, seed: int) -> Parts:
         weights: a file, ``"random"``, or None for those that the name stands for.
         seed: of random weights.
     """
-    source = _local_source(name, Path(rest).expanduser()) if _is_folder(rest) else _listed_source(name, rest)
+    source = _source(name, rest)
+    # Weights first: a name without them is refused before anything large is built.
+    path = None if weights == RANDOM else Path(weights) if weights else _own_weights(name, source)
+    state = None if path is None else read_state_dict(path)
     with quiet(), seeded(seed):
         model = _construct(name, source.model_cfg)
-    if weights != RANDOM:
-        path = Path(weights).expanduser() if weights else _own_weights(name, source)
-        _load(model, path, name)
+    if state is not None:
+        load_strict(
+            model,
+            _in_todays_names(model, state),
+            where=str(path),
+            fix=f"give the complete weights of {name}, of the same architecture",
+        )
     digest = fingerprint(model)
     return _take_apart(name, model.eval(), source, digest)
 
 
-def _is_folder(rest: str) -> bool:
-    return Path(rest).expanduser().is_dir() or rest.startswith(("/", "./", "../", "~"))
+def _source(name: str, rest: str) -> _Source:
+    if rest.startswith(_HUB):
+        return _hub_source(name, rest.removeprefix(_HUB))
+    if Path(rest).expanduser().is_dir() or rest.startswith(("/", "./", "../", "~")):
+        return _local_source(name, Path(rest).expanduser())
+    return _listed_source(name, rest)
 
 
 def _local_source(name: str, folder: Path) -> _Source:
@@ -72,22 +85,37 @@ def _local_source(name: str, folder: Path) -> _Source:
         raise BackboneError(
             what, where=name, fix=f"a local backbone is a folder with {CONFIG_FILE} and its weights"
         )
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        model_cfg = config["model_cfg"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise BackboneError(
-            f"cannot be used ({type(error).__name__}: {error})",
-            where=str(config_file),
-            fix='expected {"model_cfg": {...}, "preprocess_cfg": {...}}',
-        ) from error
+    config = _read_config(config_file)
     found = next((folder / file for file in _DIR_WEIGHTS if (folder / file).is_file()), None)
     return _Source(
-        model_cfg=model_cfg,
+        model_cfg=config["model_cfg"],
         preprocess=asdict(PreprocessCfg()) | config.get("preprocess_cfg", {}),
         tokenizer_name=f"local-dir:{folder}",
         weights=(lambda: found) if found else None,
     )
+
+
+def _hub_source(name: str, repository: str) -> _Source:
+    config = _read_config(hub_file(repository, [CONFIG_FILE], where=name))
+    return _Source(
+        model_cfg=config["model_cfg"],
+        preprocess=asdict(PreprocessCfg()) | config.get("preprocess_cfg", {}),
+        tokenizer_name=_HUB + repository,
+        weights=lambda: hub_file(repository, _HUB_WEIGHTS, where=name),
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        dict(config["model_cfg"]), dict(config.get("preprocess_cfg", {}))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BackboneError(
+            f"cannot be used ({type(error).__name__}: {error})",
+            where=str(path),
+            fix='expected {"model_cfg": {...}, "preprocess_cfg": {...}}',
+        ) from error
+    return config
 
 
 def _listed_source(name: str, rest: str) -> _Source:
@@ -184,16 +212,6 @@ def _construct(name: str, model_cfg: dict[str, Any]) -> nn.Module:
         ) from error
 
 
-def _load(model: nn.Module, path: Path, name: str) -> None:
-    state = _in_todays_names(model, read_state_dict(path))
-    load_strict(
-        model,
-        state,
-        where=str(path),
-        fix=f"give the complete weights of {name}, of the same architecture",
-    )
-
-
 def _in_todays_names(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename what older or other exporters of the same weights call differently; values are untouched."""
     state = dict(convert_state_dict(model, state))
@@ -218,6 +236,8 @@ def _take_apart(name: str, model: nn.Module, source: _Source, digest: str) -> Pa
     tower = getattr(text, "text", text)
     text_blocks = list(getattr(getattr(tower, "transformer", None), "resblocks", ()))
     replace_attention([*blocks, *text_blocks])
+    replace_quick_gelu(visual)
+    replace_quick_gelu(text)
     return Parts(
         family=family,
         visual=visual,

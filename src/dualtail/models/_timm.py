@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dualtail.errors import BackboneError, nearest
 from dualtail.models._parts import RANDOM, Parts, image_spec, quiet, seeded
 from dualtail.models._weights import fingerprint, hub_file, load_strict, read_state_dict, unreachable
+from dualtail.models.activation import replace_quick_gelu
 from dualtail.models.blocks import blocks_of
 from dualtail.models.projection import Projection
 
@@ -72,6 +73,7 @@ def build(name: str, rest: str, *, weights: str | None, seed: int) -> Parts:
         model = _with_weights(name, rest, weights)
     digest = fingerprint(model)
     config = resolve_model_data_config(model)
+    replace_quick_gelu(model)
     return Parts(
         family=family_of(model),
         visual=PooledTrunk(model.eval()),
@@ -135,10 +137,15 @@ def _create(rest: str, **options: Any) -> nn.Module:
 
 
 def _from_file(name: str, rest: str, path: Path) -> nn.Module:
+    state = read_state_dict(path)
     model = _create(rest)
-    state = _without_classifier(read_state_dict(path), model)
     try:
-        load_strict(model, state, where=str(path), fix=f"give the complete weights of {name}")
+        load_strict(
+            model,
+            _without_classifier(state, model),
+            where=str(path),
+            fix=f"give the complete weights of {name}",
+        )
     except BackboneError:
         converted = _by_timm(rest, path)
         if converted is None:

@@ -177,8 +177,9 @@ class Backbone(nn.Module):
         """
         tokenizer = self.tokenizer
         for text in texts:
-            length = _token_count(tokenizer, text)
-            if length is not None and length > tokenizer.context_length:
+            # No text has more tokens than bytes, so most need no second look.
+            length = _token_count(tokenizer, text) if len(text.encode()) + 2 > tokenizer.context_length else 0
+            if length > tokenizer.context_length:
                 raise BackboneError(
                     f"{text!r} has {length} tokens, the text tower reads {tokenizer.context_length}",
                     where=self.name,
@@ -204,12 +205,11 @@ class Backbone(nn.Module):
         return self.text
 
 
-def _token_count(tokenizer: Any, text: str) -> int | None:
-    """Return how many tokens ``text`` needs with its start and end, None if the tokenizer does not tell."""
+def _token_count(tokenizer: Any, text: str) -> int:
+    """Return how many tokens ``text`` needs with its start and end."""
     if hasattr(tokenizer, "sot_token_id"):
         return len(tokenizer.encode(text)) + 2
-    inner = getattr(tokenizer, "tokenizer", None)
-    return len(inner(text)["input_ids"]) if callable(inner) else None
+    return len(tokenizer.tokenizer(text)["input_ids"])
 
 
 def load_backbone(
@@ -224,7 +224,8 @@ def load_backbone(
 
     Args:
         name: ``open_clip:ARCH/TAG`` (``open_clip:ViT-B-16-quickgelu/openai``), ``open_clip:DIR`` (a folder with
-            ``open_clip_config.json`` and weights in open_clip's hub format) or ``timm:NAME``.
+            ``open_clip_config.json`` and weights in open_clip's hub format), ``open_clip:hf-hub:OWNER/NAME`` (the same
+            on the Hugging Face hub) or ``timm:NAME``.
         weights: a local checkpoint to use instead of the weights that the name stands for, or ``"random"``.
         seed: of random weights; torch's global generator is left alone.
         image_size: side of the input images, when it is not to be the pre-trained one: position embeddings are resized.

@@ -29,7 +29,8 @@ class ParallelBottleneck(Bottleneck):
 
     def forward(self, residual: Tensor) -> Tensor:
         """Return what is added to the residual stream ``(B, T, D)``."""
-        return self.scale * super().forward(residual)
+        branch = super().forward(residual)
+        return self.scale.to(branch.dtype) * branch  # a float32 scale would widen the stream under autocast
 
     def read(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Hook on the MLP norm: note its input."""

@@ -26,7 +26,7 @@ class ScaleShift(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """Return ``scale * y + shift``, shaped as ``y``."""
-        return self.scale * y + self.shift
+        return self.scale.to(y.dtype) * y + self.shift.to(y.dtype)
 
     def apply_to(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Hook on a layer: scale and shift its output."""
