@@ -1,4 +1,4 @@
-"""Write a finished run directory in seconds: synthetic logits, and everything that follows from them by the run's own code."""
+"""Write a finished run directory in seconds: synthetic logits, and what the run's own code makes of them."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def make_run(
     *,
     classes: int = 12,
     test_per_class: int = 10,
+    val_per_class: int = 8,
     backbones: Sequence[str] = NAMES,
     seeds: Sequence[int] = (0,),
     names: Sequence[str] | None = None,
@@ -45,6 +46,7 @@ def make_run(
         root: the run directory.
         classes: how many, where ``names`` does not say.
         test_per_class: test images a class.
+        val_per_class: val images a class.
         backbones: their names.
         seeds: one member each for every backbone.
         names: of the classes.
@@ -59,7 +61,7 @@ def make_run(
     root.mkdir(parents=True, exist_ok=True)
     write_text(root / "recipe.yaml", dump_recipe(recipe))
     run = RunDirectory.read(root)
-    manifest = make_manifest(Path(recipe.data.root), names, test_per_class, file_name)
+    manifest = make_manifest(Path(recipe.data.root), names, val_per_class, test_per_class, file_name)
     if images is not None:
         for split in ("val", "test"):
             part = manifest.split(split)
@@ -74,9 +76,13 @@ def make_run(
                 write_member(run, member.name, name, member.seed, manifest, 1000 * (number + 1) + member.seed)
     members = plan_members(recipe)
     run.write_provenance(
-        data={"fingerprint": "f" * 20, "root": recipe.data.root, "splits": manifest.split_sizes}, seeds=list(seeds)
+        data={"fingerprint": "f" * 20, "root": recipe.data.root, "splits": manifest.split_sizes},
+        seeds=list(seeds),
     )
-    stages = [("adjust", adjust_members(run, members)), ("evaluate", evaluate_run(run, manifest, members, "test"))]
+    stages = [
+        ("adjust", adjust_members(run, members)),
+        ("evaluate", evaluate_run(run, manifest, members, "test")),
+    ]
     for number, member in enumerate(members):
         stages.append((f"finetune/{member.name}", [run.member_dir(member.name) / "training.json"]))
         run.mark_done(stages[-1][0], "inputs", stages[-1][1], 3.0 + number)
@@ -86,30 +92,50 @@ def make_run(
 
 
 def make_recipe(
-    root: Path, backbones: Sequence[str], seeds: Sequence[int], seed: int, changes: dict[str, Any], images: Path
+    root: Path,
+    backbones: Sequence[str],
+    seeds: Sequence[int],
+    seed: int,
+    changes: dict[str, Any],
+    images: Path,
 ) -> Recipe:
     members = [
-        {"backbone": f"open_clip:tiny/{name}", "weights": "random", "name": name, "seeds": [seed + s for s in seeds]}
+        {
+            "backbone": f"open_clip:tiny/{name}",
+            "weights": "random",
+            "name": name,
+            "seeds": [seed + s for s in seeds],
+        }
         for name in backbones
     ]
-    return parse_recipe({"name": root.name, "seed": seed, "data": {"root": str(images)}, "members": members, **changes})
+    return parse_recipe(
+        {"name": root.name, "seed": seed, "data": {"root": str(images)}, "members": members, **changes}
+    )
 
 
-def make_manifest(root: Path, names: Sequence[str], test_per_class: int, file_name: str) -> Manifest:
+def make_manifest(
+    root: Path, names: Sequence[str], val_per_class: int, test_per_class: int, file_name: str
+) -> Manifest:
     classes = len(names)
     train = np.maximum(np.round(200 * (1 / 50) ** (np.arange(classes) / max(classes - 1, 1))), 2).astype(int)
     paths, labels, splits = [], [], []
-    for split, sizes in (("train", train), ("val", [8] * classes), ("test", [test_per_class] * classes)):
+    for split, sizes in (
+        ("train", train),
+        ("val", [val_per_class] * classes),
+        ("test", [test_per_class] * classes),
+    ):
         for label, size in enumerate(sizes):
             for number in range(size):
                 paths.append(f"{split}/{file_name.format(label=label, number=number)}")
                 labels.append(label)
                 splits.append(split)
-    notes = ("8 images a class were held out of train for val",)
+    notes = (f"{val_per_class} images a class were held out of train for val",)
     return Manifest(root, tuple(paths), np.array(labels), np.array(splits), tuple(names), notes)
 
 
-def write_backbone(run: RunDirectory, name: str, manifest: Manifest, text: bool, world: torch.Generator) -> None:
+def write_backbone(
+    run: RunDirectory, name: str, manifest: Manifest, text: bool, world: torch.Generator
+) -> None:
     folder = run.backbone_dir(name)
     classes = manifest.num_classes
     info = {"name": name, "backbone": f"open_clip:tiny/{name}", "weights": "random", "family": "open_clip_vit",
@@ -122,7 +148,9 @@ def write_backbone(run: RunDirectory, name: str, manifest: Manifest, text: bool,
         part = manifest.split(split)
         labels = torch.from_numpy(part.labels)
         logits = noisy_logits(labels, classes, 2.2, world) + bias
-        splits[split] = SplitLogits(logits, labels, part.sample_ids, make_features(labels, classes, 1.0, world))
+        splits[split] = SplitLogits(
+            logits, labels, part.sample_ids, make_features(labels, classes, 1.0, world)
+        )
     if not text:
         return
     write_logits(folder / "zero_shot.safetensors", splits)
@@ -132,7 +160,9 @@ def write_backbone(run: RunDirectory, name: str, manifest: Manifest, text: bool,
     write_json(folder / "prior.json", prior.to_dict())
 
 
-def write_member(run: RunDirectory, name: str, backbone: str, seed: int, manifest: Manifest, noise: int) -> None:
+def write_member(
+    run: RunDirectory, name: str, backbone: str, seed: int, manifest: Manifest, noise: int
+) -> None:
     generator = torch.Generator().manual_seed(noise)
     classes = manifest.num_classes
     train = torch.from_numpy(manifest.counts("train")).double()
@@ -143,15 +173,21 @@ def write_member(run: RunDirectory, name: str, backbone: str, seed: int, manifes
         part = manifest.split(split)
         labels = torch.from_numpy(part.labels)
         logits = noisy_logits(labels, classes, 1.6 + 1.8 * skill[labels], generator)
-        splits[split] = SplitLogits(logits, labels, part.sample_ids, make_features(labels, classes, 2.0, generator))
+        splits[split] = SplitLogits(
+            logits, labels, part.sample_ids, make_features(labels, classes, 2.0, generator)
+        )
     write_logits(folder / "logits.safetensors", splits)
-    epochs = [{"epoch": epoch, "loss": 2.0 / epoch, "accuracy": 0.3 * epoch, "seconds": 1.5} for epoch in (1, 2)]
+    epochs = [
+        {"epoch": epoch, "loss": 2.0 / epoch, "accuracy": 0.3 * epoch, "seconds": 1.5} for epoch in (1, 2)
+    ]
     training = {"epochs": epochs, "steps": 20, "seconds": 3.0, "trained_parameters": 4567,
                 "images_per_second": 800.0, "backbone": backbone, "seed": seed}  # fmt: skip
     write_json(folder / "training.json", training)
 
 
-def noisy_logits(labels: Tensor, classes: int, strength: float | Tensor, generator: torch.Generator) -> Tensor:
+def noisy_logits(
+    labels: Tensor, classes: int, strength: float | Tensor, generator: torch.Generator
+) -> Tensor:
     logits = torch.randn(len(labels), classes, generator=generator)
     # A class is mostly taken for its neighbour, so that confusions have a structure.
     rows = torch.arange(len(labels))

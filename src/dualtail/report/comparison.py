@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
 
 from dualtail.logits.comparison import paired_test, summarize_seeds
-from dualtail.report.results import Row, RunResults
-from dualtail.report.samples import Samples
+from dualtail.report.results import Row, RunResults, read_results
+from dualtail.report.samples import Samples, read_samples
 from dualtail.report.sentences import GROUP_TITLES, and_list, comparison_of, count
 from dualtail.report.sheet import Column, Estimate, Sheet, format_interval, format_value
-from dualtail.report.tables import cells_of_groups, metrics_cells
+from dualtail.report.tables import (
+    cells_of_groups,
+    metrics_cells,
+    plain_console,
+    print_results,
+    print_sheet,
+)
 from dualtail.runs.store import fingerprint, recipe_differences
 
 # What makes runs differ in their seed alone.
@@ -45,6 +54,26 @@ class Comparison:
     def sheets(self) -> list[Sheet]:
         """The tables that have something in them."""
         return [sheet for sheet in (self.runs, self.differences, self.seeds, self.settings) if sheet]
+
+
+def print_runs(roots: Sequence[Path | str], console: Console | None = None) -> None:
+    """Print what runs found on stdout: each of them, then how they compare.
+
+    Raises:
+        RunError: a directory is no run or has not finished.
+    """
+    console = console or plain_console()
+    runs = [read_results(root) for root in roots]
+    for run in runs:
+        print_results(run, console)
+        console.print()
+    if len(runs) > 1:
+        found = compare_runs(runs, [read_samples(run) for run in runs])
+        console.print(f"[bold]{len(runs)} runs compared[/bold]")
+        console.print(escape(found.sentence), soft_wrap=True)
+        for sheet in found.sheets:
+            console.print()
+            print_sheet(sheet, console)
 
 
 def compare_runs(runs: Sequence[RunResults], samples: Sequence[Samples | None]) -> Comparison:
@@ -143,7 +172,9 @@ def _differences(
     ]
     note = "Paired on the same images, without correction for the number of comparisons."
     if unpaired:
-        note += f" Not paired, as the test images or classes differ or logits are missing: {', '.join(unpaired)}."
+        note += (
+            f" Not paired, as the test images or classes differ or logits are missing: {', '.join(unpaired)}."
+        )
     return Sheet("differences", f"Differences to {names[0]}", columns, rows, note), unpaired
 
 
@@ -153,7 +184,9 @@ def _questions(
     """Return (title, measure, classes) of what is compared: all, and those who suffer."""
     measured = np.bincount(samples.labels, minlength=len(run.classes)) > 0
     masks = cells_of_groups(run)
-    questions: list[tuple[str, Literal["overall", "macro"], NDArray[np.bool_] | None]] = [("all", "overall", None)]
+    questions: list[tuple[str, Literal["overall", "macro"], NDArray[np.bool_] | None]] = [
+        ("all", "overall", None)
+    ]
     sizes = np.bincount(samples.labels, minlength=len(run.classes))[measured]
     if len(set(sizes.tolist())) > 1:
         questions.append(("macro", "macro", None))
@@ -184,7 +217,9 @@ def _sentence(names: Sequence[str], differences: Sheet, unpaired: Sequence[str])
         return "The runs were measured on different images, so that their differences cannot be paired."
     parts = []
     for name, difference in overall:
-        points = f"{format_value('points', difference.value)} points ({format_interval('points', difference)})"
+        points = (
+            f"{format_value('points', difference.value)} points ({format_interval('points', difference)})"
+        )
         if difference.low > 0:
             parts.append(f"{name} is better than {names[0]} by {points}")
         elif difference.high < 0:
@@ -200,7 +235,7 @@ def _sentence(names: Sequence[str], differences: Sheet, unpaired: Sequence[str])
 
 def _settings_sheet(runs: Sequence[RunResults], names: Sequence[str]) -> Sheet:
     settings = [run.recipe.model_dump(mode="json") for run in runs]
-    keys = {key for run in runs[1:] for key in recipe_differences(runs[0].recipe, run.recipe)}
+    keys = {key for run in runs[1:] for key in recipe_differences(runs[0].recipe, run.recipe)} - {"name"}
     rows = [
         {"key": key, **{f"run{number}": _setting(found, key) for number, found in enumerate(settings)}}
         for key in sorted(keys)
@@ -239,7 +274,12 @@ def _seeds_sheet(runs: Sequence[RunResults], names: Sequence[str]) -> Sheet:
                 values = [cell[key].value for cell in cells if key in cell and cell[key].value is not None]
                 if len(values) == len(members):
                     summary = summarize_seeds(values, runs[members[0]].recipe.evaluate.confidence)
-                    row |= {key: Estimate(summary.mean, *summary.ci), f"{key}_std": summary.std}
+                    low, high = summary.ci
+                    # An accuracy lies between 0 and 1, which t does not know.
+                    row |= {
+                        key: Estimate(summary.mean, max(low, 0.0), min(high, 1.0)),
+                        f"{key}_std": summary.std,
+                    }
             rows.append(row)
     columns = [
         Column("runs", "runs"),

@@ -83,7 +83,9 @@ def _certainty(results: RunResults) -> list[float] | None:
 
 
 def _priors(results: RunResults) -> list[Row]:
-    known: list[tuple[str, LabelPrior]] = [(b.name, b.prior) for b in results.backbones if b.prior is not None]
+    known: list[tuple[str, LabelPrior]] = [
+        (b.name, b.prior) for b in results.backbones if b.prior is not None
+    ]
     if results.prior is not None and len(known) > 1:
         known.append(("mean of the members", results.prior))
     shift = math.log(max(len(results.classes), 1))
@@ -162,7 +164,9 @@ def image_data(results: RunResults, samples: Samples | None, budget: int) -> tup
 
 
 def _image(row: int, samples: Samples, models: Sequence[str], thumbnails: Thumbnails) -> list[Any]:
-    predictions = [samples.ensemble.prediction[row]] + [samples.members[name].prediction[row] for name in models]
+    predictions = [samples.ensemble.prediction[row]] + [
+        samples.members[name].prediction[row] for name in models
+    ]
     return [
         thumbnails.pictures[row],
         samples.sample_ids[row],

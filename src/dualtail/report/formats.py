@@ -14,11 +14,11 @@ from rich.table import Table
 
 from dualtail.report.sheet import Column, Estimate, Sheet, format_interval, format_value, number
 
-_TEXT_WIDTH = 28
+TEXT_WIDTH = 28
 
 
-def to_rich(sheet: Sheet) -> Table:
-    """Return a sheet as a table for the terminal."""
+def to_rich(sheet: Sheet, text_width: int = TEXT_WIDTH) -> Table:
+    """Return a sheet as a table for the terminal; words may wrap once they have had ``text_width`` letters."""
     table = Table(
         box=None, pad_edge=False, title=escape_markup(sheet.title), title_justify="left", title_style="bold"
     )
@@ -27,7 +27,7 @@ def to_rich(sheet: Sheet) -> Table:
             escape_markup(column.title),
             justify="left" if column.is_text else "right",
             overflow="fold",
-            min_width=column_width(sheet, column),
+            min_width=column_width(sheet, column, text_width),
         )
     previous: Any = None
     for row in sheet.rows:
@@ -40,10 +40,10 @@ def to_rich(sheet: Sheet) -> Table:
     return table
 
 
-def column_width(sheet: Sheet, column: Column) -> int:
+def column_width(sheet: Sheet, column: Column, text_width: int = TEXT_WIDTH) -> int:
     """Return the letters that a column needs in a terminal: numbers are never cut, words may wrap."""
     longest = max([len(column.title), *(len(_plain_cell(column, row.get(column.key))) for row in sheet.rows)])
-    return min(longest, _TEXT_WIDTH) if column.is_text else longest
+    return min(longest, text_width) if column.is_text else longest
 
 
 def _plain_cell(column: Column, value: Any) -> str:

@@ -45,6 +45,7 @@ from dualtail.report.sentences import (
     describe_groups,
     describe_imbalances,
     describe_run,
+    explain_groups,
     group_cells,
 )
 from dualtail.report.sheet import Estimate, Sheet, format_interval, format_value, number
@@ -79,6 +80,7 @@ class RunView:
         lines: the overview.
         highlights: (title, estimate) of the ensemble's main figures.
         imbalances: a sentence on the two imbalances.
+        explanation: what the groups are.
         groups: a sentence on who suffers.
         looks: how a model is drawn, by its label and its name.
         sheets: its tables by key.
@@ -96,6 +98,7 @@ class RunView:
     lines: list[Line]
     highlights: list[tuple[str, Estimate]]
     imbalances: str
+    explanation: str
     groups: str
     looks: dict[str, Look]
     sheets: dict[str, Sheet]
@@ -140,7 +143,9 @@ def write_page(runs: Sequence[Path | str], out: Path | str, *, images: bool = Tr
     try:
         write_text(out, page)
     except OSError as error:
-        raise RunError(f"cannot be written ({error.strerror})", where=str(out), fix="choose another --out") from None
+        raise RunError(
+            f"cannot be written ({error.strerror})", where=str(out), fix="choose another --out"
+        ) from None
     return out
 
 
@@ -170,7 +175,9 @@ def render_page(results: Sequence[RunResults], *, images: bool = True) -> str:
         views=views,
         comparison=comparison,
         difference_chart=difference_chart,
-        data=embed_json({"runs": {view.key: view.data for view in views}, "shared": _figures([difference_chart])}),
+        data=embed_json(
+            {"runs": {view.key: view.data for view in views}, "shared": _figures([difference_chart])}
+        ),
         images={view.key: embed_json(view.images) for view in views},
     )
 
@@ -197,6 +204,7 @@ def _view(
         lines=describe_run(results),
         highlights=_highlights(results),
         imbalances=describe_imbalances(results),
+        explanation=explain_groups(results),
         groups=describe_groups(results),
         looks=_looks(results, colors),
         sheets={sheet.key: sheet for sheet in run_sheets(results)},
@@ -228,7 +236,9 @@ def _difference_chart(comparison: Comparison | None) -> Chart | None:
 def _highlights(results: RunResults) -> list[tuple[str, Estimate]]:
     metrics = results.metrics
     low, high = metrics.get("overall_ci") or (None, None)
-    found = [("All images", Estimate(metrics["overall"], low, high, metrics.get("n"), metrics.get("classes")))]
+    found = [
+        ("All images", Estimate(metrics["overall"], low, high, metrics.get("n"), metrics.get("classes")))
+    ]
     cells = dict(group_cells(metrics))
     for title in ("D-Few", "P-Few"):
         if title in cells:

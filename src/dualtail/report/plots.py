@@ -36,9 +36,11 @@ from dualtail.report.tables import common_groups, metric_columns, subsets_sheet
 Figure = dict[str, Any]
 
 # A calibration bin with fewer images says nothing.
-_FEWEST_IN_BIN = 10
+_FEWEST_IN_BIN = 5
 # With more classes than this a bar each is thinner than a pixel, and points hide their error bars.
 _BAR_CLASSES = 80
+# So many classes have room for their names.
+_NAMED_CLASSES = 24
 
 
 @dataclass(frozen=True)
@@ -72,24 +74,35 @@ def counts_chart(results: RunResults) -> Chart:
         places = np.flatnonzero(groups == name)
         if not len(places):
             continue
-        traces.append(
-            {
-                "type": "bar",
-                "x": (places + 1).tolist(),
-                "y": counts[order][places].tolist(),
-                "name": f"D-{GROUP_TITLES[name]}",
-                "customdata": order[places].tolist(),
-                "textposition": "none",
-                "hovertemplate": "%{text}<br>%{y:,} images<extra></extra>",
-                "marker": {"color": GROUP_COLORS[name], "line": {"width": 0}},
-            }
-        )
+        trace: Figure = {
+            "x": (places + 1).tolist(),
+            "y": counts[order][places].tolist(),
+            "name": f"D-{GROUP_TITLES[name]}",
+            "customdata": order[places].tolist(),
+            "hovertemplate": "%{text}<br>%{y:,} images<extra></extra>",
+        }
+        if len(classes) <= _BAR_CLASSES:
+            bar = {"color": GROUP_COLORS[name], "line": {"width": 0}}
+            traces.append({**trace, "type": "bar", "textposition": "none", "marker": bar})
+        else:
+            # One path draws many times faster than a bar for each class.
+            line = {"width": 0, "shape": "hvh", "color": GROUP_COLORS[name]}
+            area = {"mode": "lines", "line": line, "fill": "tozeroy", "fillcolor": GROUP_COLORS[name]}
+            traces.append({**trace, "type": "scatter", **area, "hoveron": "points"})
     layout = {
-        "xaxis": {"title": {"text": "class, by its number of training images"}},
-        "yaxis": {"title": {"text": "training images"}, "type": "log", "dtick": 1},
-        "bargap": 0.15 if len(classes) <= _BAR_CLASSES else 0,
+        "xaxis": _class_axis(results, order, "class, by its number of training images"),
+        "yaxis": {
+            "title": {"text": "training images"},
+            "type": "log",
+            # From just below one image, so that the height of a bar is the logarithm of its images.
+            "range": [-0.1, math.log10(max(int(counts.max()), 1)) + 0.1],
+        },
+        "bargap": 0.15,
+        "hovermode": "closest" if len(classes) <= _BAR_CLASSES else "x",
     }
-    return Chart("counts", "Training images of each class, on a logarithmic scale.", {"data": traces, "layout": layout})
+    return Chart(
+        "counts", "Training images of each class, on a logarithmic scale.", {"data": traces, "layout": layout}
+    )
 
 
 def prior_charts(results: RunResults, colors: dict[str, int]) -> list[Chart]:
@@ -99,14 +112,16 @@ def prior_charts(results: RunResults, colors: dict[str, int]) -> list[Chart]:
         return []
     z = normal_quantile(results.recipe.evaluate.confidence)
     limits = [_prior_bounds(prior, z) for _, prior in known]
-    low = math.log10(min(float(lower.min()) for lower, _ in limits)) - 0.05
+    low = math.log10(min(float(lower.min()) for lower, _ in limits)) - 0.1
     high = math.log10(max(float(upper.max()) for _, upper in limits)) + 0.05
-    charts = []
+    charts: list[Chart] = []
     for name, prior in known:
-        figure = _prior_figure(results, name, prior, color_of(name, colors), z)
+        figure = _prior_figure(results, name, prior, color_of(name, colors), z, floor=10**low)
         figure["layout"]["yaxis"]["range"] = [low, high]
         caption = f"{name}: estimated probability of each class, against a uniform prior (1), with intervals."
-        charts.append(Chart(f"prior-{len(charts)}", caption, figure, 300))
+        charts.append(
+            Chart(f"prior-{len(charts)}", caption, figure, 340 if len(prior) <= _NAMED_CLASSES else 300)
+        )
     return charts
 
 
@@ -116,7 +131,9 @@ def _prior_bounds(prior: LabelPrior, z: float) -> tuple[NDArray[np.float64], NDA
     return np.exp(log - z * errors), np.exp(log + z * errors)
 
 
-def _prior_figure(results: RunResults, name: str, prior: LabelPrior, color: str, z: float) -> Figure:
+def _prior_figure(
+    results: RunResults, name: str, prior: LabelPrior, color: str, z: float, floor: float
+) -> Figure:
     ratio = (prior.log_prob + math.log(len(prior))).exp().numpy()
     lower, upper = _prior_bounds(prior, z)
     order = np.argsort(-ratio, kind="stable")
@@ -131,10 +148,16 @@ def _prior_figure(results: RunResults, name: str, prior: LabelPrior, color: str,
         "showlegend": False,
     }
     traces: list[Figure] = []
+    tail = np.array([group == "few" for group in results.classes.d_groups])[order]
     if len(order) <= _BAR_CLASSES:
+        few = {"color": GROUP_COLORS["few"], "symbol": GROUP_SYMBOLS["few"]}
+        usual = {"color": color, "symbol": "circle"}
         line |= {
             "mode": "markers",
-            "marker": {"color": color, "size": 8},
+            "marker": {
+                "size": 9,
+                **{key: [few[key] if is_few else usual[key] for is_few in tail.tolist()] for key in usual},
+            },
             "error_y": {
                 "type": "data",
                 "symmetric": False,
@@ -146,35 +169,39 @@ def _prior_figure(results: RunResults, name: str, prior: LabelPrior, color: str,
             },
         }
     else:
-        band = {"type": "scatter", "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+        band = {
+            "type": "scatter",
+            "mode": "lines",
+            "line": {"width": 0},
+            "hoverinfo": "skip",
+            "showlegend": False,
+        }
         traces.append({**band, "x0": 1, "y": _round(lower[order])})
         filled = {"fill": "tonexty", "fillcolor": f"{color}/0.25"}
         traces.append({**band, "x0": 1, "y": _round(upper[order]), **filled})
         line |= {"mode": "lines", "line": {"color": color, "width": 2}}
     traces.append(line)
-    tail = np.array([group == "few" for group in results.classes.d_groups])[order]
-    traces.append(
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "x": place[tail].tolist(),
-            "y": _round(ratio[order][tail]),
-            "customdata": order[tail].tolist(),
-            "name": "D-Few",
-            "hovertemplate": "%{text} (D-Few)<br>%{y:.3g} times uniform<extra></extra>",
-            "marker": {
-                "color": GROUP_COLORS["few"],
-                "symbol": GROUP_SYMBOLS["few"],
-                "size": 8 if len(order) <= _BAR_CLASSES else 5,
-            },
-        }
-    )
+    traces.append(_few_trace(place[tail], floor, points=len(order) <= _BAR_CLASSES))
     layout = {
-        "xaxis": {"title": {"text": "class, by its estimated prior"}},
+        "xaxis": {
+            **_class_axis(results, order, "class, by its estimated prior"),
+            "tickangle": "auto" if len(order) > _NAMED_CLASSES else -90,
+        },
         "yaxis": {"title": {"text": "times uniform"}, "type": "log"},
         "shapes": [_level(1.0)],
     }
     return {"data": traces, "layout": layout}
+
+
+def _few_trace(places: NDArray[np.int64], floor: float, *, points: bool) -> Figure:
+    """Return what marks the D-Few classes: a legend for points, or ticks along the axis where there are too many."""
+    trace: Figure = {"type": "scatter", "name": "D-Few", "hoverinfo": "skip"}
+    if points:
+        marker = {"color": GROUP_COLORS["few"], "symbol": GROUP_SYMBOLS["few"], "size": 9}
+        return {**trace, "mode": "markers", "x": [None], "y": [None], "marker": marker}
+    x = [value for place in places.tolist() for value in (place, place, None)]
+    y = [floor, floor * 1.25, None] * len(places)
+    return {**trace, "mode": "lines", "x": x, "y": y, "line": {"color": GROUP_COLORS["few"], "width": 1}}
 
 
 # --- who suffers
@@ -187,10 +214,16 @@ def groups_chart(results: RunResults, colors: dict[str, int]) -> Chart:
     models = [(label, cells) for label, cells in common_groups(results) if label in looks]
     # One band a group, from the top; within it one line a model.
     step = 0.8 / max(len(models), 1)
+    bounds = [cells[column.key].low for _, cells in models for column in columns]
+    lowest = 100 * min((bound for bound in bounds if bound is not None), default=0.0)
     traces = []
     for number, (label, cells) in enumerate(models):
         look = looks[label]
-        shown = [(row, cells[column.key]) for row, column in enumerate(columns) if cells[column.key].value is not None]
+        shown = [
+            (row, cells[column.key])
+            for row, column in enumerate(columns)
+            if cells[column.key].value is not None
+        ]
         offset = step * (number - (len(models) - 1) / 2)
         traces.append(
             {
@@ -206,7 +239,10 @@ def groups_chart(results: RunResults, colors: dict[str, int]) -> Chart:
             }
         )
     layout = {
-        "xaxis": {"title": {"text": f"accuracy on {results.classes.evaluated_on}, %"}},
+        "xaxis": {
+            "title": {"text": f"accuracy on {results.classes.evaluated_on}, %"},
+            "range": [lowest - 2, 101],
+        },
         "yaxis": {
             "tickvals": list(range(len(columns))),
             "ticktext": [column.title for column in columns],
@@ -226,7 +262,12 @@ def groups_chart(results: RunResults, colors: dict[str, int]) -> Chart:
 
 # --- what helped
 
-_KIND_SYMBOLS = {"one model": "circle", "seeds of one model": "square-open", "different models": "diamond", "mixed": "cross"}
+_KIND_SYMBOLS = {
+    "one model": "circle",
+    "seeds of one model": "square-open",
+    "different models": "diamond",
+    "mixed": "cross",
+}
 
 
 def ablation_charts(results: RunResults) -> list[Chart]:
@@ -236,12 +277,20 @@ def ablation_charts(results: RunResults) -> list[Chart]:
     shown = [column for column in metric_columns(results) if column.key in ("overall", "d_few", "tail_tail")]
     for column in shown if rows else []:
         kinds = [kind for kind in _KIND_SYMBOLS if any(row["kind"] == kind for row in rows)]
-        traces = [_subset_points([row for row in rows if row["kind"] == kind], kind, column.key) for kind in kinds]
+        traces = [
+            _subset_points([row for row in rows if row["kind"] == kind], kind, column.key) for kind in kinds
+        ]
         layout = {
-            "xaxis": {"title": {"text": "members, M"}, "dtick": 1, "range": [0.5, len(results.members) + 0.5]},
+            "xaxis": {
+                "title": {"text": "members, M"},
+                "dtick": 1,
+                "range": [0.5, len(results.members) + 0.5],
+            },
             "yaxis": {"title": {"text": "accuracy, %"}},
         }
-        caption = f"{'All classes' if column.key == 'overall' else column.title}: every subset of the members."
+        caption = (
+            f"{'All classes' if column.key == 'overall' else column.title}: every subset of the members."
+        )
         charts.append(Chart(f"ablation-{column.key}", caption, {"data": traces, "layout": layout}, 300))
     return charts
 
@@ -272,14 +321,24 @@ def _subset_points(rows: Sequence[dict[str, Any]], kind: str, key: str) -> Figur
 
 def reliability_charts(results: RunResults, samples: Samples, colors: dict[str, int]) -> list[Chart]:
     """Return calibration curves: of every member and the ensemble, and of the ensemble by D- and P-group."""
-    answers = {**{f"member {name}": a for name, a in samples.members.items()}, "ensemble adjusted": samples.ensemble}
+    answers = {
+        **{f"member {name}": a for name, a in samples.members.items()},
+        "ensemble adjusted": samples.ensemble,
+    }
     curves = []
     for look in model_looks(results, colors):
         found = answers.get(f"{look.kind} {look.name}")
         if found is not None:
             curve = reliability(found, samples.labels)
             curves.append(_curve_trace(look.label, curve, look.color, look.symbol, look.kind == "ensemble"))
-    charts = [Chart("reliability", "Calibration of each model; on the diagonal, confidence comes true.", _diagonal(curves), 360)]
+    charts = [
+        Chart(
+            "reliability",
+            "Calibration of each model; on the diagonal, confidence comes true.",
+            _diagonal(curves),
+            360,
+        )
+    ]
     for kind, groups in (("D", results.classes.d_groups), ("P", results.classes.p_groups)):
         if groups is None:
             continue
@@ -291,7 +350,8 @@ def reliability_charts(results: RunResults, samples: Samples, colors: dict[str, 
                 curve = reliability(samples.ensemble, samples.labels, where)
                 color, symbol = GROUP_COLORS[name], GROUP_SYMBOLS[name]
                 traces.append(_curve_trace(f"{kind}-{GROUP_TITLES[name]}", curve, color, symbol, True))
-        caption = f"Calibration of the {'ensemble' if len(results.members) > 1 else 'member'} by {kind}-group of the true class."
+        who = "ensemble" if len(results.members) > 1 else "member"
+        caption = f"Calibration of the {who} by {kind}-group of the true class."
         charts.append(Chart(f"reliability-{kind.lower()}", caption, _diagonal(traces), 360))
     return charts
 
@@ -307,7 +367,8 @@ def _curve_trace(label: str, curve: ReliabilityCurve, color: str, symbol: str, b
         "x": _round(100 * curve.confidence[shown]),
         "y": _round(100 * curve.accuracy[shown]),
         "text": [f"{count:,} images" for count in curve.count[shown].tolist()],
-        "hovertemplate": _plain(label) + "<br>confidence %{x:.1f} %<br>accuracy %{y:.1f} %<br>%{text}<extra></extra>",
+        "hovertemplate": _plain(label)
+        + "<br>confidence %{x:.1f} %<br>accuracy %{y:.1f} %<br>%{text}<extra></extra>",
         "line": {"color": color, "width": 1.5},
         "marker": {"color": color, "symbol": symbol, "size": 7},
     }
@@ -325,7 +386,14 @@ def _curve_trace(label: str, curve: ReliabilityCurve, color: str, symbol: str, b
 
 
 def _diagonal(traces: list[Figure]) -> Figure:
-    line = {"type": "line", "x0": 0, "x1": 100, "y0": 0, "y1": 100, "line": {"color": "var(--rule)", "dash": "dot", "width": 1.5}}
+    line = {
+        "type": "line",
+        "x0": 0,
+        "x1": 100,
+        "y0": 0,
+        "y1": 100,
+        "line": {"color": "var(--rule)", "dash": "dot", "width": 1.5},
+    }
     axis = {"range": [0, 101], "dtick": 20}
     layout = {
         "xaxis": {**axis, "title": {"text": "confidence, %"}},
@@ -363,7 +431,9 @@ def differences_chart(rows: Sequence[dict[str, Any]], against: str) -> Chart:
         },
         "hovermode": "closest",
     }
-    caption = f"Paired differences to {against} on the same images; a bar that crosses 0 leaves the order open."
+    caption = (
+        f"Paired differences to {against} on the same images; a bar that crosses 0 leaves the order open."
+    )
     return Chart("differences", caption, {"data": [trace], "layout": layout}, 110 + 34 * len(rows))
 
 
@@ -391,12 +461,44 @@ def _error_bars(cells: Sequence[Estimate], color: str) -> Figure:
 
 def _level(y: float) -> Figure:
     line = {"color": "var(--rule)", "dash": "dot", "width": 1.5}
-    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": line, "layer": "below"}
+    return {
+        "type": "line",
+        "xref": "paper",
+        "x0": 0,
+        "x1": 1,
+        "y0": y,
+        "y1": y,
+        "line": line,
+        "layer": "below",
+    }
 
 
 def _divider(y: float) -> Figure:
     line = {"color": "var(--grid)", "width": 1}
-    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": line, "layer": "below"}
+    return {
+        "type": "line",
+        "xref": "paper",
+        "x0": 0,
+        "x1": 1,
+        "y0": y,
+        "y1": y,
+        "line": line,
+        "layer": "below",
+    }
+
+
+def _class_axis(results: RunResults, order: NDArray[np.int64], title: str) -> Figure:
+    """Return an axis of classes in ``order``, with their names where there is room."""
+    if len(order) > _NAMED_CLASSES:
+        return {"title": {"text": title}}
+    names = [results.classes.names[index] for index in order.tolist()]
+    ticks = [_plain(name if len(name) <= 16 else f"{name[:15]}…") for name in names]
+    return {
+        "title": {"text": title},
+        "tickvals": list(range(1, len(order) + 1)),
+        "ticktext": ticks,
+        "showgrid": False,
+    }
 
 
 def _plain(text: str) -> str:

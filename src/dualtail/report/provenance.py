@@ -72,5 +72,9 @@ def _stages(results: RunResults) -> Sheet:
     ]
     if len(rows) > 1:
         rows.append({"stage": "all", "seconds": sum(row["seconds"] or 0 for row in rows)})
-    columns = [Column("stage", "stage"), Column("seconds", "seconds", "number"), Column("finished", "finished")]
+    columns = [
+        Column("stage", "stage"),
+        Column("seconds", "seconds", "number"),
+        Column("finished", "finished"),
+    ]
     return Sheet("stages", "What took how long", columns, rows)

@@ -129,8 +129,12 @@ BENCHMARKS = (
     Benchmark(
         "CIFAR-100-LT, ratio 100", 100, 10_847, (Published("LIFT, test-time ensembling", _LIFT, 0.817),)
     ),
-    Benchmark("CIFAR-100-LT, ratio 50", 100, 12_608, (Published("LIFT, test-time ensembling", _LIFT, 0.831),)),
-    Benchmark("CIFAR-100-LT, ratio 10", 100, 19_573, (Published("LIFT, test-time ensembling", _LIFT, 0.849),)),
+    Benchmark(
+        "CIFAR-100-LT, ratio 50", 100, 12_608, (Published("LIFT, test-time ensembling", _LIFT, 0.831),)
+    ),
+    Benchmark(
+        "CIFAR-100-LT, ratio 10", 100, 19_573, (Published("LIFT, test-time ensembling", _LIFT, 0.849),)
+    ),
 )
 
 

@@ -116,9 +116,13 @@ def _against_members(results: RunResults) -> str:
     name, least = min(found, key=lambda pair: pair[1].value or 0.0)
     points = f"{format_value('points', least.value)} points ({format_interval('points', least)})"
     if len(better) == len(found):
-        return f"It is better than every member; over the best of them, {name}, by {points}, on the same images."
+        return (
+            f"It is better than every member; over the best of them, {name}, by {points}, on the same images."
+        )
     if worse:
-        return f"It is worse than {and_list(worse)}: the difference to {name} is {points}, on the same images."
+        return (
+            f"It is worse than {and_list(worse)}: the difference to {name} is {points}, on the same images."
+        )
     rest = [name for name, _ in found if name not in better]
     if not better:
         return f"No difference to any member can be told from these images; that to {name} is {points}."
@@ -180,7 +184,8 @@ def lowest_classes(results: RunResults) -> tuple[tuple[int, str], ...]:
     ]
     names = results.classes.names
     return tuple(
-        (index, f"{names[index]} ({correct} of {n})") for _, index, correct, n in sorted(known)[:_LOWEST_CLASSES]
+        (index, f"{names[index]} ({correct} of {n})")
+        for _, index, correct, n in sorted(known)[:_LOWEST_CLASSES]
     )
 
 
@@ -202,7 +207,9 @@ def describe_groups(results: RunResults) -> str:
             parts.append(f"By {what} the intervals overlap: {names}.")
     tail = Estimate.of((metrics.get("cross") or {}).get("few", {}).get("few"))
     if tail.value is not None:
-        parts.append(f"Tail-tail, few of both, {count(tail.classes or 0, 'class', 'classes')}: {spell(tail)}.")
+        parts.append(
+            f"Tail-tail, few of both, {count(tail.classes or 0, 'class', 'classes')}: {spell(tail)}."
+        )
     return " ".join(parts)
 
 
@@ -229,12 +236,30 @@ def describe_imbalances(results: RunResults) -> str:
     if opposes:
         parts.append(f"the prior of {and_list(opposes)} runs against the training counts")
     if apart:
-        parts.append(f"no relation between the training counts and the prior of {and_list(apart)} can be told")
+        parts.append(
+            f"no relation between the training counts and the prior of {and_list(apart)} can be told"
+        )
     line = f"By rank, {'; '.join(parts)}."
     if results.classes.p_groups is not None:
         tail_tail = results.classes.cross()[2][2]
         line += f" {count(tail_tail, 'class is', 'classes are')} rare in both (tail-tail)."
     return line
+
+
+def explain_groups(results: RunResults) -> str:
+    """Say what the groups are, as the recipe cuts them."""
+    cuts = results.recipe.evaluate.groups
+    line = (
+        f"D-Many: more than {count(cuts.many, 'training image')}; D-Medium: {cuts.few:,} to {cuts.many:,}; "
+        f"D-Few: fewer than {cuts.few:,}."
+    )
+    if results.classes.p_groups is None:
+        return line
+    low, high = cuts.quantiles
+    return (
+        f"{line} P-Few: the {100 * low:.0f} % of the classes that the backbones expect least after their pre-training, "
+        f"by the mean of their estimated priors; P-Many: the {100 * (1 - high):.0f} % that they expect most."
+    )
 
 
 def train_prior(results: RunResults) -> LabelPrior:

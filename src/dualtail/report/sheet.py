@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["text", "count", "percent", "points", "number", "p_value"]
+Kind = Literal["text", "count", "percent", "points", "number", "correlation", "p_value"]
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,8 @@ def format_value(kind: Kind, value: Any) -> str:
     if kind == "points":
         text = f"{100 * bare:+.1f}"
         return "0.0" if text in ("+0.0", "-0.0") else text
+    if kind == "correlation":
+        return f"{bare:.2f}".replace("-0.00", "0.00")
     if kind == "p_value":
         return "< 0.001" if bare < 0.001 else f"{bare:.3f}"
     return f"{bare:.3g}"
@@ -155,5 +157,5 @@ def format_interval(kind: Kind, value: Any) -> str:
     if not isinstance(value, Estimate) or value.low is None or value.high is None:
         return ""
     # Signed bounds would run into a dash.
-    to = " to " if kind == "points" else "–"
+    to = " to " if kind in ("points", "correlation") else "–"
     return f"{format_value(kind, value.low)}{to}{format_value(kind, value.high)}"

@@ -15,7 +15,7 @@ from rich.table import Table
 from dualtail.logits.groups import GROUP_NAMES, compare_priors
 from dualtail.logits.intervals import mean_interval
 from dualtail.logits.prior import LabelPrior
-from dualtail.report.formats import column_width, to_rich
+from dualtail.report.formats import TEXT_WIDTH, column_width, to_rich
 from dualtail.report.published import find_benchmark
 from dualtail.report.results import Row, RunResults, read_results
 from dualtail.report.sentences import (
@@ -33,7 +33,7 @@ _SPARE = {"many": 2, "medium": 4, "few": 1}
 _SUBSETS_IN_TERMINAL = 15
 # What is printed where the width is not known, such as into a file.
 _PLAIN_WIDTH = 120
-_COMPARED = {"all": "all classes", "d_few": "D-Few", "tail_tail": "tail-tail"}
+_NARROWEST_TEXT = 8
 
 
 # --- in a terminal
@@ -83,13 +83,16 @@ def print_sheet(sheet: Sheet, console: Console) -> None:
 
 def _fitting(sheet: Sheet, console: Console) -> Table:
     """Return the table with the columns that the terminal has room for."""
-    columns = list(sheet.columns)
-    while sum(column_width(sheet, column) + 2 for column in columns) - 2 > console.width:
+    columns, text_width = list(sheet.columns), TEXT_WIDTH
+    while sum(column_width(sheet, column, text_width) + 2 for column in columns) - 2 > console.width:
         spared = max(columns, key=lambda column: (column.spare, columns.index(column)))
-        if not spared.spare:
+        if spared.spare:
+            columns.remove(spared)
+        elif text_width > _NARROWEST_TEXT:
+            text_width -= 1
+        else:
             break
-        columns.remove(spared)
-    return to_rich(replace(sheet, columns=columns))
+    return to_rich(replace(sheet, columns=columns), text_width)
 
 
 def run_sheets(results: RunResults) -> list[Sheet]:
@@ -105,6 +108,8 @@ def run_sheets(results: RunResults) -> list[Sheet]:
         comparisons_sheet,
         subsets_sheet,
         subset_sizes_sheet,
+        neighbors_sheet,
+        disagreement_sheet,
     )
     return [sheet for build in builders if (sheet := build(results))]
 
@@ -160,7 +165,7 @@ def priors_sheet(results: RunResults) -> Sheet:
         Column("error", "standard error of log P", "number"),
         Column("most", "most probable"),
         Column("least", "least probable"),
-        Column("spearman", "rank correlation with counts", "number"),
+        Column("spearman", "rank correlation with counts", "correlation"),
     ]
     return Sheet("priors", "Estimated pre-training label priors", columns, rows)
 
@@ -185,8 +190,10 @@ def prior_correlation_sheet(results: RunResults) -> Sheet:
     rows: list[Row] = []
     if len(known) > 1:
         for name, prior in known:
-            rows.append({"": name, **{other: compare_priors(prior, second).spearman for other, second in known}})
-    columns = [Column("", "")] + [Column(name, name, "number") for name, _ in known]
+            rows.append(
+                {"": name, **{other: compare_priors(prior, second).spearman for other, second in known}}
+            )
+    columns = [Column("", "")] + [Column(name, name, "correlation") for name, _ in known]
     return Sheet("prior_correlation", "Rank correlation between the backbones' priors", columns, rows)
 
 
@@ -212,7 +219,9 @@ def groups_sheet(results: RunResults) -> Sheet:
     note = _interval_note(results)
     if results.has_groups:
         note += " P-groups are those of the members' mean prior in every row."
-    return Sheet("groups", "Accuracy by group", [Column("model", "model"), *metric_columns(results)], rows, note)
+    return Sheet(
+        "groups", "Accuracy by group", [Column("model", "model"), *metric_columns(results)], rows, note
+    )
 
 
 def common_groups(results: RunResults) -> list[tuple[str, dict[str, Estimate]]]:
@@ -267,7 +276,8 @@ def _estimates(
         value = None
         if some.any():
             value = float(np.average(correct[some] / n[some], weights=weights[some]))
-        cells[key] = Estimate(value, *(bounds or (None, None)), int(n[mask].sum()), int(mask.sum()))
+        low, high = bounds or (None, None)
+        cells[key] = Estimate(value, low, high, int(n[mask].sum()), int(mask.sum()))
     return cells
 
 
@@ -355,7 +365,9 @@ def _method_row(row: Row, results: RunResults) -> Row:
         **row,
         "label": row.get("label") or row.get("method"),
         "members": "all" if everyone else ", ".join(names),
-        "overall": Estimate(row.get("overall"), row.get("overall_low"), row.get("overall_high"), row.get("n")),
+        "overall": Estimate(
+            row.get("overall"), row.get("overall_low"), row.get("overall_high"), row.get("n")
+        ),
     }
 
 
@@ -369,8 +381,8 @@ def subsets_sheet(results: RunResults) -> Sheet:
         rows.append({**row, "label": ", ".join(names), "kind": kind, "overall": overall})
     rows.sort(key=lambda row: (row.get("m") or 0, -(row["overall"].value or 0)))
     columns = [
-        Column("m", "M", "count"),
         Column("label", "members"),
+        Column("m", "M", "count"),
         Column("kind", "made of"),
         *metric_columns(results),
         Column("macro", "macro", "percent", "high", spare=5),
@@ -421,8 +433,8 @@ def subset_sizes_sheet(results: RunResults) -> Sheet:
         if column.key in ("d_many", "d_medium", "d_few", "tail_tail")
     ]
     columns = [
-        Column("m", "M", "count"),
         Column("kind", "made of"),
+        Column("m", "M", "count"),
         Column("subsets", "subsets", "count"),
         Column("overall", "mean accuracy", "percent"),
         Column("spread", "standard deviation", "percent"),
@@ -433,36 +445,90 @@ def subset_sizes_sheet(results: RunResults) -> Sheet:
 
 
 def comparisons_sheet(results: RunResults) -> Sheet:
-    """Return the paired differences between the ensemble and each member."""
-    # What was measured on classes that do not exist, or on as many images of each class, would be said twice.
+    """Return the paired differences between the ensemble and each member, in points of accuracy."""
+    rows: dict[str, Row] = {}
+    for item in results.comparisons:
+        row = rows.setdefault(str(item.get("b")), {"member": str(item.get("b"))})
+        measure, classes = item.get("measure", "overall"), item.get("classes", "all")
+        key = measure if classes == "all" else classes
+        row[key] = comparison_of(item)
+        if key == "overall":
+            row["p_value"] = item.get("p_value")
+    # On as many images of each class the two accuracies are the same; without P-groups nothing is tail-tail.
     balanced = len(set(results.classes.counts.get(results.classes.evaluated_on, []))) < 2
-    items = [
-        item
-        for item in results.comparisons
-        if not (item.get("classes") == "tail_tail" and not results.has_groups)
-        and not (balanced and item.get("classes", "all") == "all" and item.get("measure") == "macro")
-    ]
-    rows = [
-        {
-            "b": item.get("b"),
-            "classes": _COMPARED.get(item.get("classes", "all"), item.get("classes")),
-            "measure": item.get("measure", "overall"),
-            "difference": comparison_of(item),
-            "p_value": item.get("p_value"),
-        }
-        for item in items
-    ]
     columns = [
-        Column("b", "ensemble minus"),
-        Column("classes", "on"),
-        Column("measure", "accuracy"),
-        Column("difference", "difference in points", "points"),
-        Column("p_value", "p", "p_value"),
+        Column("member", "ensemble minus"),
+        Column("overall", "all", "points"),
+        Column("p_value", "p of all", "p_value", spare=2),
+        *([] if balanced else [Column("macro", "macro", "points", spare=1)]),
+        Column("d_few", "D-Few", "points"),
+        *([Column("tail_tail", "tail-tail", "points")] if results.has_groups else []),
     ]
+    used = [column for column in columns if any(row.get(column.key) is not None for row in rows.values())]
     return Sheet(
         "comparisons",
-        "The ensemble against each member, paired on the same images",
+        "The ensemble against each member, paired on the same images, in points",
+        used,
+        list(rows.values()),
+        "An interval that holds 0 leaves open which of the two is better.",
+    )
+
+
+# --- reliability
+
+
+def neighbors_sheet(results: RunResults) -> Sheet:
+    """Return accuracy of the nearest neighbours among the features, before and after tuning, by group."""
+    content = results.neighbors or {}
+    rows: list[Row] = []
+    for backbone in [found.name for found in results.backbones]:
+        before = (content.get("backbones") or {}).get(backbone)
+        if before:
+            rows.append({"model": backbone, "when": "before tuning", **metrics_cells(before)})
+        for member in results.members:
+            after = (content.get("members") or {}).get(member.name)
+            if after and member.backbone == backbone:
+                rows.append({"model": member.name, "when": "after tuning", **metrics_cells(after)})
+    columns = [Column("model", "features of"), Column("when", ""), *metric_columns(results)]
+    return Sheet(
+        "neighbors",
+        "Do the features alone tell the classes apart? Accuracy of the nearest neighbours",
         columns,
         rows,
-        "An interval that holds 0 leaves open which of the two is better.",
+        f"Up to {content.get('k')} nearest images of {content.get('bank')} by cosine vote. {_interval_note(results)} "
+        "No adjustment of logits changes these figures: an imbalance that stays here is in the features.",
+    )
+
+
+def disagreement_sheet(results: RunResults) -> Sheet:
+    """Return for every pair of members how differently they answer, err and see."""
+    content = results.disagreement or {}
+    names = content.get("members") or []
+    rows: list[Row] = []
+    for i, a in enumerate(names):
+        for j, b in enumerate(names[:i]):
+            rows.append(
+                {
+                    "a": b,
+                    "b": a,
+                    **{
+                        key: (content.get(key) or {})[i][j] if content.get(key) else None
+                        for key in ("disagreement", "error_correlation", "double_fault", "cka")
+                    },
+                }
+            )
+    columns = [
+        Column("a", "member"),
+        Column("b", "and"),
+        Column("disagreement", "answer differently, %", "percent"),
+        Column("double_fault", "both wrong, %", "percent"),
+        Column("error_correlation", "correlation of errors", "correlation"),
+        Column("cka", "similarity of features (CKA)", "correlation"),
+    ]
+    return Sheet(
+        "disagreement",
+        "How different the members are",
+        columns,
+        rows,
+        "Averaging helps most where members err on different images: a low correlation of errors.",
     )

@@ -71,7 +71,10 @@ def worst_images(samples: Samples, num_classes: int) -> list[NDArray[np.int64]]:
     starts = np.searchsorted(samples.labels[order], np.arange(num_classes + 1))
     errors = np.bincount(samples.labels[wrong], minlength=num_classes)
     return [
-        order[starts[index] : starts[index] + min(max(int(errors[index]), _FEWEST), WORST, starts[index + 1] - starts[index])]
+        order[
+            starts[index] : starts[index]
+            + min(max(int(errors[index]), _FEWEST), WORST, starts[index + 1] - starts[index])
+        ]
         for index in range(num_classes)
     ]
 
@@ -104,7 +107,9 @@ def make_thumbnails(
                 elif spent + len(picture) <= budget:
                     spent += len(picture)
                     found.pictures[row] = picture
-            if spent >= 0.99 * budget or (start == 0 and not found.pictures and found.unreadable == len(batch)):
+            if spent >= 0.99 * budget or (
+                start == 0 and not found.pictures and found.unreadable == len(batch)
+            ):
                 # Full; or the images are not where they were, and every further try would fail too.
                 break
     if not found.pictures:

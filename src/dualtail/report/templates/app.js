@@ -76,21 +76,36 @@
   // Plotly knows some HTML; a name must show as it is.
   const plain = (name) => name.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;").replace(/%\{/g, "%\u200b{");
 
-  function axis(own = {}) {
+  // Ticks of a logarithmic axis: powers of ten, with 2 and 5 between them where the axis is short.
+  function logTicks(values) {
+    const known = values.filter((value) => value > 0);
+    if (!known.length) return {};
+    const [low, high] = [Math.log10(Math.min(...known)), Math.log10(Math.max(...known))];
+    const steps = high - low < 3 ? [1, 2, 5] : [1];
+    const ticks = [];
+    for (let power = Math.floor(low) - 1; power <= Math.ceil(high); power++) {
+      ticks.push(...steps.map((step) => Number((step * 10 ** power).toPrecision(1))));
+    }
+    return { tickvals: ticks, ticktext: ticks.map((tick) => tick.toLocaleString("en-GB", { maximumSignificantDigits: 2 })) };
+  }
+
+  function axis(own = {}, values = []) {
     return {
       gridcolor: "var(--grid)", linecolor: "var(--rule)", zerolinecolor: "var(--rule)", zeroline: false, automargin: true,
-      ...own, title: { standoff: 10, ...own.title }, fixedrange: media("(pointer: coarse)").matches,
+      ...(own.type === "log" ? logTicks(values) : {}), ...own, title: { standoff: 10, ...own.title },
+      fixedrange: media("(pointer: coarse)").matches,
     };
   }
 
-  function layoutOf(own) {
+  function layoutOf(own, traces) {
+    const along = (way) => traces.flatMap((trace) => trace[way] || []).filter((value) => typeof value === "number");
     return colored({
       font: { family: getComputedStyle(document.body).fontFamily, size: 12.5, color: "var(--ink)" },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 50, r: 14, t: 10, b: 44 },
       hoverlabel: { bgcolor: "var(--panel)", bordercolor: "var(--rule)", font: { color: "var(--ink)" } },
       legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", xanchor: "left", itemsizing: "constant" },
       hovermode: "closest", dragmode: media("(pointer: coarse)").matches ? false : "zoom", ...own,
-      xaxis: axis(own.xaxis), yaxis: axis(own.yaxis),
+      xaxis: axis(own.xaxis, along("x")), yaxis: axis(own.yaxis, along("y")),
     });
   }
 
@@ -100,20 +115,23 @@
       if (!trace.customdata || trace.text) return colored(trace);
       return colored({ ...trace, text: trace.customdata.map((index) => plain(names[index])), textposition: trace.type === "bar" ? "none" : undefined });
     });
-    const config = {
-      responsive: true, displaylogo: false, showTips: false,
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "toggleSpikelines"],
-      toImageButtonOptions: { format: "svg", filename: "dualtail-" + (plot.closest("[data-chart]")?.dataset.chart || "classes") },
-    };
     plot.classList.remove("waiting");
-    Plotly.react(plot, traces, layoutOf(figure.layout), config);
+    Plotly.react(plot, traces, layoutOf(figure.layout, figure.data), { responsive: true, displayModeBar: false, showTips: false });
     if (!plot.dataset.linked) {
       plot.dataset.linked = "yes";
+      offerPicture(plot);
       plot.on("plotly_click", (event) => {
         const index = event.points[0]?.customdata;
         if (typeof index === "number" && runKey in DATA.runs) openClass(runKey, index);
       });
     }
+  }
+
+  function offerPicture(plot) {
+    const name = "dualtail-" + (plot.closest("figure").dataset.chart || "classes");
+    const save = () => Plotly.downloadImage(plot, { format: "svg", filename: name, width: plot.clientWidth, height: plot.clientHeight });
+    const hint = "save this chart as a picture; drag in it to zoom, double-click to zoom out";
+    plot.parentElement.querySelector("figcaption").append(element("button", { type: "button", class: "save", title: hint, onclick: save }, "SVG"));
   }
 
   async function loadLibrary() {
@@ -209,8 +227,8 @@
   // --- the class explorer
 
   class Explorer {
-    constructor(root, run) {
-      Object.assign(this, { root, run, sort: null, shown: [], first: -1 });
+    constructor(root, run, scatter) {
+      Object.assign(this, { root, run, scatter, sort: null, shown: [], first: -1 });
       this.box = root.querySelector(".window");
       this.head = root.querySelector("thead");
       this.body = root.querySelector("tbody");
@@ -223,7 +241,6 @@
       this.listen();
       const start = this.columns.find((column) => column.key === "main");
       this.sortBy(start || this.columns[0], 1);
-      this.makeScatter();
     }
 
     makeColumns() {
@@ -231,9 +248,9 @@
       const most = Math.log1p(Math.max(...classes.train));
       const columns = [
         { key: "name", title: "class", value: (i) => classes.names[i], text: true },
-        { key: "d", title: "D", value: (i) => classes.d[i], tag: "D", text: true },
+        { key: "d", title: "D", value: (i) => classes.d[i], tag: "D", text: true, wide: true },
       ];
-      if (classes.p) columns.push({ key: "p", title: "P", value: (i) => classes.p[i], tag: "P", text: true });
+      if (classes.p) columns.push({ key: "p", title: "P", value: (i) => classes.p[i], tag: "P", text: true, wide: true });
       columns.push({
         key: "train", title: "train", hint: "training images", value: (i) => classes.train[i], show: count,
         bar: (value) => Math.log1p(value) / most, color: "var(--medium)",
@@ -245,19 +262,20 @@
           value: (i) => prior.log[i], show: times,
         });
       }
-      for (const model of run.models) {
+      const rest = ["member", "zero_shot"].flatMap((kind) => run.models.filter((model) => model.kind === kind && model !== run.main));
+      for (const model of [run.main, ...rest]) {
         const main = model === run.main;
         columns.push({
           key: main ? "main" : model.kind + "-" + model.name, title: model.label, look: model, wide: !main, show: percent,
           value: (i) => run.accuracy(model, i), bar: (value) => value, color: model.color,
           hint: `accuracy of ${model.label}, per cent`,
         });
-      }
-      if (run.members.length > 1) {
-        columns.push({
-          key: "gain", title: "gain", hint: "ensemble minus the mean of its members, in points", wide: true,
-          value: (i) => run.gain(i), show: (value) => (value > 0.0005 ? "+" : "") + percent(value),
-        });
+        if (main && run.members.length > 1) {
+          columns.push({
+            key: "gain", title: "gain", hint: "ensemble minus the mean of its members, in points", wide: true,
+            value: (i) => run.gain(i), show: (value) => (value > 0.0005 ? "+" : "") + percent(value),
+          });
+        }
       }
       columns.push({ key: "test", title: run.split, hint: `${run.split} images`, value: (i) => classes.test[i], show: count, wide: true });
       return columns;
@@ -330,6 +348,12 @@
       this.fading = setTimeout(() => this.fadeScatter(), 150);
     }
 
+    // The points of classes that the table leaves out fade.
+    fadeScatter() {
+      this.scatter.matches = this.shown.length === this.run.size ? null : (index) => this.matches(index);
+      this.scatter.refresh();
+    }
+
     // Only the rows in sight exist, so that thousands of classes scroll as quickly as ten.
     drawRows(everything = false) {
       const height = this.rowHeight || ROW_HEIGHT;
@@ -348,7 +372,7 @@
       const cells = this.columns.map((column) => {
         const value = column.value(index), wide = column.wide ? " wide" : "";
         if (column.key === "name") return element("th", { scope: "row", title: value }, element("a", { href: `#${this.run.key}-class-${index}` }, value));
-        if (column.tag) return element("td", { "data-column": column.key }, tag(column.tag, value));
+        if (column.tag) return element("td", { class: wide.trim(), "data-column": column.key }, tag(column.tag, value));
         const bar = column.bar && value !== null ? { style: `--v: ${column.bar(value).toFixed(3)}; --c: ${column.color}` } : {};
         const text = value === null ? "–" : column.show(value);
         return element("td", { class: `n${wide}${column.bar ? " bar" : ""}`, "data-column": column.key, "data-value": value === null ? "" : value, ...bar }, text);
@@ -361,45 +385,56 @@
       for (const row of this.body.querySelectorAll("tr[data-class]")) {
         row.classList.toggle("open", drawer.run === this.run && drawer.index === Number(row.dataset.class));
       }
-      if (this.plot?.dataset.linked) this.paintScatter();
     }
+  }
 
-    // The scatter plot: any two of the classes' numbers against each other.
+  // --- any two of the classes' numbers against each other
 
-    makeScatter() {
-      const { run } = this, { classes } = run;
-      const spread = classes.names.map((_, index) => ((index * 0.618034) % 1) - 0.5);
-      const accuracy = (model) => (index) => {
-        const value = run.accuracy(model, index);
-        return value === null ? null : 100 * (value + 0.9 * spread[index] / Math.max(classes.test[index], 1));
-      };
-      this.axes = [
-        { key: "train", title: "training images", value: (i) => classes.train[i], log: true },
-        ...classes.priors.map((prior) => ({ key: "prior " + prior.name, title: `prior of ${prior.name}, times uniform`, value: (i) => Math.exp(prior.log[i]), log: true })),
-        ...run.models.map((model) => ({ key: model.kind + model.name, title: `accuracy of ${model.label}, %`, value: accuracy(model) })),
-      ];
-      const start = { x: classes.priors.length ? 1 : 0, y: classes.priors.length > 1 ? 2 : this.axes.length - 1 };
-      this.plot = this.root.querySelector("[data-scatter] .plot");
+  class Scatter {
+    constructor(root, run) {
+      Object.assign(this, { root, run, matches: null });
+      this.plot = root.querySelector(".plot");
+      this.axes = this.makeAxes(root.dataset.scatter === "priors");
+      const start = this.axes.length > 2 && root.dataset.scatter === "priors" ? { x: 1, y: 2 } : { x: 0, y: this.axes.length - 1 };
       this.chosen = {};
-      for (const select of this.root.querySelectorAll("select[data-axis]")) {
+      for (const select of root.querySelectorAll("select[data-axis]")) {
         const way = select.dataset.axis;
         select.replaceChildren(...this.axes.map((found, place) => element("option", { value: place }, found.title)));
         select.value = start[way];
         this.chosen[way] = this.axes[start[way]];
         select.addEventListener("change", () => {
           this.chosen[way] = this.axes[Number(select.value)];
-          if (window.Plotly) this.paintScatter();
+          this.refresh();
         });
       }
-      addChart(this.plot, () => this.paintScatter());
+      addChart(this.plot, () => this.paint());
     }
 
-    paintScatter() {
+    makeAxes(onlyPriors) {
+      const { run } = this, { classes } = run;
+      const spread = classes.names.map((_, index) => ((index * 0.618034) % 1) - 0.5);
+      const accuracy = (model) => (index) => {
+        const value = run.accuracy(model, index);
+        return value === null ? null : 100 * (value + (0.9 * spread[index]) / Math.max(classes.test[index], 1));
+      };
+      const counts = { key: "train", title: "training images", value: (i) => classes.train[i], log: true };
+      const priors = classes.priors.map((prior) => (
+        { key: "prior " + prior.name, title: `prior of ${prior.name}, times uniform`, value: (i) => Math.exp(prior.log[i]), log: true }));
+      const rest = run.models.map((model) => ({ key: model.kind + model.name, title: `accuracy of ${model.label}, %`, value: accuracy(model) }));
+      return [counts, ...priors, ...(onlyPriors ? [] : rest)];
+    }
+
+    // Draw again, if it was drawn before.
+    refresh() {
+      if (this.plot.dataset.linked) this.paint();
+    }
+
+    paint() {
       const { run } = this, { classes } = run, { x, y } = this.chosen;
       const cells = new Map();
       for (let index = 0; index < run.size; index++) {
-        const cell = classes.d[index] * 3 + (classes.p ? classes.p[index] : classes.d[index]);
         if (x.value(index) === null || y.value(index) === null) continue;
+        const cell = classes.d[index] * 3 + (classes.p ? classes.p[index] : classes.d[index]);
         if (!cells.has(cell)) cells.set(cell, []);
         cells.get(cell).push(index);
       }
@@ -408,23 +443,34 @@
         hovertemplate: `%{text}<br>${plain(x.title)}: %{x:.3~g}<br>${plain(y.title)}: %{y:.3~g}<extra></extra>`,
         marker: { symbol: GROUP_SYMBOLS[Math.floor(cell / 3)], color: GROUP_COLORS[cell % 3], size: run.size > 300 ? 6 : 9, opacity: 0.85 },
         unselected: { marker: { opacity: 0.08 } },
-        selectedpoints: this.shown.length === run.size ? undefined : indices.flatMap((index, place) => (this.matches(index) ? [place] : [])),
+        selectedpoints: this.matches ? indices.flatMap((index, place) => (this.matches(index) ? [place] : [])) : undefined,
       }));
-      const only = (symbol, color, name) => ({ type: "scatter", mode: "markers", x: [null], y: [null], name, hoverinfo: "skip", marker: { symbol, color, size: 9 } });
-      const used = (kind) => [0, 1, 2].filter((group) => classes[kind]?.includes(group));
-      traces.push(...used("d").map((group) => only(GROUP_SYMBOLS[group], classes.p ? "var(--rule)" : GROUP_COLORS[group], "D-" + GROUPS[group])));
-      traces.push(...used("p").map((group) => only("circle", GROUP_COLORS[group], "P-" + GROUPS[group])));
-      if (drawer.run === run && drawer.index !== null && x.value(drawer.index) !== null && y.value(drawer.index) !== null) {
-        traces.push({ ...only("circle-open", "var(--ink)", ""), x: [x.value(drawer.index)], y: [y.value(drawer.index)], showlegend: false, marker: { symbol: "circle-open", color: "var(--ink)", size: 18, line: { width: 2 } } });
-      }
-      const scale = (chosen) => ({ title: { text: plain(chosen.title) }, type: chosen.log ? "log" : "linear" });
-      const layout = { xaxis: scale(x), yaxis: scale(y), uirevision: x.key + y.key };
+      const layout = { xaxis: this.scale(x), yaxis: this.scale(y), uirevision: x.key + y.key };
       layout.legend = { orientation: "h", x: 0, y: 1, yanchor: "bottom", itemclick: false, itemdoubleclick: false };
-      draw({ data: traces, layout }, this.plot, run.key);
+      draw({ data: [...traces, ...this.legend(), ...this.ring(x, y)], layout }, this.plot, run.key);
     }
 
-    fadeScatter() {
-      if (this.plot?.dataset.linked) this.paintScatter();
+    scale(chosen) {
+      return { title: { text: plain(chosen.title) }, type: chosen.log ? "log" : "linear" };
+    }
+
+    // Symbols are D-groups, colours P-groups.
+    legend() {
+      const { classes } = this.run;
+      const only = (symbol, color, name) => ({ type: "scatter", mode: "markers", x: [null], y: [null], name, hoverinfo: "skip", marker: { symbol, color, size: 9 } });
+      const used = (kind) => [0, 1, 2].filter((group) => classes[kind]?.includes(group));
+      return [
+        ...used("d").map((group) => only(GROUP_SYMBOLS[group], classes.p ? "var(--rule)" : GROUP_COLORS[group], "D-" + GROUPS[group])),
+        ...used("p").map((group) => only("circle", GROUP_COLORS[group], "P-" + GROUPS[group])),
+      ];
+    }
+
+    // Around the class that is open.
+    ring(x, y) {
+      const { run, index } = drawer;
+      if (run !== this.run || x.value(index) === null || y.value(index) === null) return [];
+      const marker = { symbol: "circle-open", color: "var(--ink)", size: 18, line: { width: 2 } };
+      return [{ type: "scatter", mode: "markers", x: [x.value(index)], y: [y.value(index)], hoverinfo: "skip", showlegend: false, marker }];
     }
   }
 
@@ -448,7 +494,7 @@
     Object.assign(drawer, { run: null, index: null });
     drawer.root.hidden = true;
     history.replaceState(null, "", "#" + run.key + "-classes");
-    explorers[run.key].markOpen();
+    markOpen(run);
     drawer.back?.focus({ preventScroll: true });
   }
 
@@ -472,12 +518,17 @@
         element("span", {}, place < 0 ? "" : `${count(place + 1)} of ${count(order.length)}`),
         element("button", { type: "button", "aria-label": "close", title: "close (Esc)", onclick: closeDrawer }, "✕")),
       title, element("div", { class: "tags" }, ...tags), element("p", { class: "note" }, facts.join(" · ")),
-      accuracies(run, index), priors(run, index), confusions(run, index), pictures(run, index),
+      ...[accuracies, confusions, pictures, priors].map((part) => part(run, index)).filter(Boolean),
     );
     drawer.root.hidden = false;
     drawer.root.scrollTop = 0;
     title.focus({ preventScroll: true });
+    markOpen(run);
+  }
+
+  function markOpen(run) {
     explorers[run.key].markOpen();
+    for (const scatter of scatters) if (scatter.run === run) scatter.refresh();
   }
 
   function block(title, ...content) {
@@ -543,6 +594,7 @@
   // --- where we are
 
   const explorers = {};
+  const scatters = [];
 
   function showRun(key) {
     for (const article of document.querySelectorAll("article.run")) article.hidden = article.id !== key;
@@ -575,8 +627,10 @@
       for (const entry of entries) {
         if (!entry.isIntersecting) continue;
         for (const link of links) {
-          if (link.hash === "#" + entry.target.id) link.setAttribute("aria-current", "true");
-          else if (link.hash.split("-")[0] === "#" + entry.target.id.split("-")[0]) link.removeAttribute("aria-current");
+          if (link.hash === "#" + entry.target.id) {
+            link.setAttribute("aria-current", "true");
+            link.parentElement.scrollTo({ left: link.offsetLeft - 60 });
+          } else if (link.hash.split("-")[0] === "#" + entry.target.id.split("-")[0]) link.removeAttribute("aria-current");
         }
       }
     }, { rootMargin: "-15% 0px -80% 0px" });
@@ -585,8 +639,12 @@
 
   // --- start
 
+  for (const root of document.querySelectorAll("[data-scatter]")) {
+    scatters.push(new Scatter(root, RUNS[root.dataset.run]));
+  }
   for (const root of document.querySelectorAll(".explorer")) {
-    explorers[root.dataset.run] = new Explorer(root, RUNS[root.dataset.run]);
+    const run = RUNS[root.dataset.run];
+    explorers[run.key] = new Explorer(root, run, scatters.find((scatter) => root.contains(scatter.root)));
   }
   showRun(Object.keys(RUNS)[0]);
   route();
