@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,22 +121,24 @@ def test_a_foreign_directory_is_left_alone(tmp_path: Path, recipe: Recipe):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def _try_to_open(root: Path, recipe: Recipe, answers: multiprocessing.Queue) -> None:
-    try:
-        RunDirectory.open(root, recipe).close()
-        answers.put("opened")
-    except RunError as error:
-        answers.put(str(error))
+OPEN_AGAIN = """
+import sys
+from dualtail.errors import RunError
+from dualtail.runs.recipe import read_recipe
+from dualtail.runs.store import RunDirectory
+try:
+    RunDirectory.open(sys.argv[1], read_recipe(sys.argv[1] + "/recipe.yaml")).close()
+except RunError as error:
+    print(error)
+"""
 
 
 def test_a_directory_in_use_is_refused_in_another_process(tmp_path: Path, recipe: Recipe):
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
     with RunDirectory.open(tmp_path, recipe):
-        process = context.Process(target=_try_to_open, args=(tmp_path, recipe, answers))
-        process.start()
-        assert "is in use by another run" in answers.get(timeout=60)
-        process.join()
+        done = subprocess.run(
+            [sys.executable, "-c", OPEN_AGAIN, str(tmp_path)], capture_output=True, text=True, timeout=120
+        )
+        assert "is in use by another run" in done.stdout, done.stderr
     RunDirectory.open(tmp_path, recipe).close()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -243,7 +243,7 @@ class Pipeline:
                 checkpoint_dir=folder / "resume",
                 events_dir=self.run.root / "events" / member.name,
                 progress=self._tell_training,
-                evaluate=self._macro_accuracy if self.recipe.finetune.keep == "best" else None,
+                evaluate=self._val_evaluation(classifier) if self.recipe.finetune.keep == "best" else None,
                 sample_ids=self.manifest.split("train").sample_ids,
                 identity=inputs,
                 device=self.recipe.runtime.device,
@@ -288,6 +288,7 @@ class Pipeline:
             epochs=epochs,
             workers=self._workers,
             on_bad_image=self.recipe.data.on_bad_image,
+            cache=self.recipe.runtime.cache,
             rank=self.team.rank,
             world_size=self.team.size,
         )
@@ -500,19 +501,18 @@ class Pipeline:
             return self.manifest.split(split)
         return prior_sample(self.manifest, self.recipe.prior.per_class, self.recipe.seed)
 
-    def _macro_accuracy(self, model: nn.Module) -> dict[str, float]:
-        """Evaluate a member on val after an epoch."""
-        spec = self._spec(model.backbone)  # type: ignore[arg-type]
+    def _val_evaluation(self, classifier: Classifier) -> Callable[[nn.Module], Mapping[str, float]]:
+        """Return what measures a member on val after an epoch."""
         val = eval_loader(
             self.manifest.split("val"),
-            {"": eval_transform(spec)},
+            {"": eval_transform(self._spec(classifier.backbone))},
             batch_size=self.recipe.runtime.eval_batch_size,
             workers=self._workers,
             on_bad_image=self.recipe.data.on_bad_image,
             rank=self.team.rank,
             world_size=self.team.size,
         )
-        return member_evaluation(val, device=self.device, precision=self.recipe.finetune.precision)(model)
+        return member_evaluation(val, device=self.device, precision=self.recipe.finetune.precision)
 
     def _note_skipped(self, loader: Loader, split: str) -> None:
         count = len(loader.skipped)

@@ -254,6 +254,8 @@ class Runtime(Section):
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
     workers: Literal["auto"] | NonNegativeInt = "auto"
     """Processes that read images; ``auto`` is one a core, at most 8."""
+    cache: str | None = None
+    """A folder for smaller copies of large photographs, which are then quicker to read in later epochs."""
     eval_batch_size: PositiveInt = 256
     """Images of a batch that is not trained on."""
     checkpoint_minutes: PositiveFloat = 5.0
@@ -480,7 +482,7 @@ def apply_override(content: dict[str, Any], override: str) -> dict[str, Any]:
 
 
 def _absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Return ``content`` with the paths of data, backbones, weights and descriptions made absolute against ``base``."""
+    """Return ``content`` with its paths made absolute against ``base``."""
     content = deepcopy(content)
     data = content.get("data")
     if isinstance(data, dict) and isinstance(data.get("root"), str):
@@ -496,9 +498,10 @@ def _absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
             member["backbone"] = f"open_clip:{(base / Path(backbone[10:]).expanduser()).resolve()}"
         if isinstance(weights, str) and weights != "random":
             member["weights"] = str(base / Path(weights).expanduser())
-    text = content.get("text")
-    if isinstance(text, dict) and isinstance(text.get("descriptions"), str):
-        text["descriptions"] = str(base / Path(text["descriptions"]).expanduser())
+    for section, key in (("text", "descriptions"), ("runtime", "cache")):
+        part = content.get(section)
+        if isinstance(part, dict) and isinstance(part.get(key), str):
+            part[key] = str(base / Path(part[key]).expanduser())
     return content
 
 
