@@ -29,6 +29,7 @@ _MEMORY = 10  # pairs that the quasi-Newton method remembers
 _LONGEST_STEP = 4.0  # largest change of a log-probability in one step
 _MAX_STEPS = 60
 _MAX_NEWTON = 20
+_BLOCK = 1024  # rows of the Hessian that are worked on at once
 _LOWEST_LOG_PROB = -46.0  # 1e-20
 _PROBES = 64  # random probes for the diagonal of an inverse that is too large to form
 
@@ -296,9 +297,8 @@ def _invert(matrix: Tensor) -> Tensor:
     if failed:
         raise NotDetermined
     result = torch.from_numpy(inverse.T)
-    block = 1024
-    for start in range(0, len(result), block):
-        stop = min(start + block, len(result))
+    for start in range(0, len(result), _BLOCK):
+        stop = min(start + _BLOCK, len(result))
         corner = result[start:stop, start:stop]
         corner.copy_(corner.tril() + corner.tril(-1).T)
         result[start:stop, stop:] = result[stop:, start:stop].T
@@ -455,12 +455,12 @@ def _covariance_diagonal(curvature: Curvature, ridge: float, inverse_counts: Ten
     if isinstance(curvature, DenseCurvature):
         inverse, weights = curvature.inverse, inverse_counts.cpu()
         result = inverse.diagonal().double().clone()
-        for start in range(0, classes, 512):
-            rows = inverse[start : start + 512].double()
-            result[start : start + 512] += ridge * rows.square().sum(1)
+        for start in range(0, classes, _BLOCK):
+            rows = inverse[start : start + _BLOCK].double()
+            result[start : start + _BLOCK] += ridge * rows.square().sum(1)
             kept = -1 / classes - strength * rows
             kept.diagonal(start).add_(1)
-            result[start : start + 512] -= kept.square_() @ weights
+            result[start : start + _BLOCK] -= kept.square_() @ weights
         return result.to(inverse_counts.device)
     # Hutchinson's diagonal: E[v * R v] and E[(R v)^2] for random signs v (Bekas, Kokiopoulou and Saad 2007).
     probes = _random_signs(classes, _PROBES).to(inverse_counts.device)
