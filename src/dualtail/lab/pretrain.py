@@ -28,7 +28,7 @@ from dualtail.errors import DataError, TrainingError, nearest
 from dualtail.lab.captions import CONTEXT_LENGTH, Vocabulary
 from dualtail.lab.corpus import draw_corpus
 from dualtail.lab.render import SIZE
-from dualtail.lab.world import BATCHES, Foundation, World
+from dualtail.lab.world import BATCHES, Foundation, Pretraining, World
 from dualtail.runs.observer import Observer
 
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -36,10 +36,11 @@ TRUTH_FILE = "lab.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 _WARMUP = 0.05  # share of the steps
 _MAX_SCALE = math.log(100)
+_SIGMOID_BIAS = -10.0  # where SigLIP starts
 
 
-def model_config(world: World) -> dict[str, Any]:
-    """Return open_clip's ``model_cfg`` for a world."""
+def _model_config(world: World, foundation: Foundation) -> dict[str, Any]:
+    """Return open_clip's ``model_cfg``."""
     arch = world.architecture
     config: dict[str, Any] = {
         "embed_dim": arch.embedding,
@@ -59,6 +60,8 @@ def model_config(world: World) -> dict[str, Any]:
             "layers": arch.text_layers,
         },
     }
+    if foundation.objective == "sigmoid":
+        config["init_logit_bias"] = _SIGMOID_BIAS
     return config
 
 
@@ -76,34 +79,24 @@ def pretrain(
     Raises:
         TrainingError: the loss is no longer finite.
     """
-    observer = observer or Observer()
-    settings = world.pretraining
-    words = Vocabulary(world)
-    corpus = draw_corpus(world, foundation)
+    observer, settings = observer or Observer(), world.pretraining
+    words, corpus = Vocabulary(world), draw_corpus(world, foundation)
     rng = world.rng(BATCHES, foundation.prior, foundation.seed)
-    images = torch.from_numpy(corpus.images).to(device)
-    labels = torch.from_numpy(corpus.labels).to(device)
+    images, labels = (torch.from_numpy(part).to(device) for part in (corpus.images, corpus.labels))
     captions = words.captions(world, corpus.labels, corpus.factors, rng).to(device)
     prompts = words.class_prompts(world).to(device)
+    objective = _OBJECTIVES[foundation.objective]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(foundation.seed)
-        bias = -10.0 if foundation.objective == "sigmoid" else None
-        model = open_clip.CLIP(**model_config(world), init_logit_bias=bias).to(device)
-        objective = _OBJECTIVES[foundation.objective]
-        matrices = [p for p in model.parameters() if p.ndim >= 2]
-        others = [p for p in model.parameters() if p.ndim < 2]
-        optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=settings.learning_rate, betas=(0.9, 0.98),
-        )  # fmt: skip
-        model.train()
+        model = open_clip.CLIP(**_model_config(world, foundation)).to(device).train()
+        optimizer = _optimizer(model, settings)
         for step in range(settings.steps):
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * _schedule(step, settings.steps)
             rows = torch.from_numpy(rng.integers(0, len(corpus), settings.batch)).to(device)
-            batch = (images[rows].float() / 255 - MEAN[0]) / STD[0]
-            image_features = model.encode_image(batch, normalize=True)
-            loss = objective(model, image_features, captions[rows], prompts, labels[rows])
+            pixels = (images[rows].float() / 255 - MEAN[0]) / STD[0]
+            features = model.encode_image(pixels, normalize=True)
+            loss = objective(model, features, captions[rows], prompts, labels[rows])
             if not torch.isfinite(loss):
                 raise TrainingError(
                     f"the loss is {loss.item()} at step {step}",
@@ -117,6 +110,17 @@ def pretrain(
                 model.logit_scale.clamp_(0, _MAX_SCALE)
             observer.progress(step + 1, settings.steps, f"loss {loss.item():.3f}")
     return model.eval()
+
+
+def _optimizer(model: Any, settings: Pretraining) -> torch.optim.Optimizer:
+    """Return AdamW that leaves norms, biases and the temperature without weight decay."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -171,11 +175,9 @@ def save_model(model: Any, world: World, foundation: Foundation, folder: str | P
         state = {name: t.detach().half().cpu().contiguous() for name, t in model.state_dict().items()}
         save_file(state, partial / WEIGHTS_FILE)
         config = {
-            "model_cfg": model_config(world),
+            "model_cfg": _model_config(world, foundation),
             "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bicubic"},
         }
-        if foundation.objective == "sigmoid":
-            config["model_cfg"]["init_logit_bias"] = -10.0
         _write_json(partial / "open_clip_config.json", config)
         _write_json(partial / TRUTH_FILE, truth(world, foundation))
         Vocabulary(world).save(partial)
