@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 import shutil
 import signal
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from engine_standins import CLASSES, SyntheticLoader, TinyClassifier, same_bits, state_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from dualtail.engine.checkpoint import read_header
 from dualtail.engine.finetune import finetune
+from dualtail.engine.launch import make_accelerator
 from dualtail.engine.progress import Progress
 from dualtail.engine.settings import FinetuneSettings
 from dualtail.engine.training import NotFiniteError
@@ -85,6 +88,20 @@ def test_the_callers_random_state_is_left_alone() -> None:
     torch.manual_seed(3)
     run(TinyClassifier())
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_evaluation_does_not_count_as_training_time(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluations = 0
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + 1e6 * evaluations)
+
+    def evaluate(_: nn.Module) -> dict[str, float]:
+        nonlocal evaluations
+        evaluations += 1
+        return {"macro": 0.0}
+
+    result = run(TinyClassifier(), evaluate=evaluate, checkpoint_dir=tmp_path)
+    assert 0 < result.seconds < 1e6
 
 
 def test_seed_decides_dropout() -> None:
@@ -304,6 +321,44 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights() -> None:
     assert classifier.head.weight.dtype == torch.float32
     assert close(classifier, exact, 0.05)
     assert "forward" not in vars(classifier), "the caller's module is not patched"
+
+
+class TestLossScaling:
+    """What fp16 does on a GPU, with a scaler that works on the CPU."""
+
+    @staticmethod
+    def accelerator(scale: float) -> Accelerator:
+        accelerator = make_accelerator("cpu", "fp32")
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        return accelerator
+
+    @pytest.mark.parametrize("clip", [None, 0.1])
+    def test_the_scale_cancels(self, clip: float | None) -> None:
+        settings = replace(PLAIN, gradient_clip=clip, accumulation=2)
+        plain, scaled = TinyClassifier(), TinyClassifier()
+        run(plain, settings)
+        loss = nn.CrossEntropyLoss()
+        finetune(scaled, SyntheticLoader(), loss, settings, accelerator=self.accelerator(2.0**10))
+        assert close(plain, scaled, 1e-5)
+
+    def test_a_scale_that_overflows_skips_the_step_and_goes_on(self) -> None:
+        classifier = TinyClassifier()
+        accelerator = self.accelerator(2.0**127)
+        result = finetune(
+            classifier, SyntheticLoader(), nn.CrossEntropyLoss(), PLAIN, accelerator=accelerator
+        )
+        assert result.steps == 21
+        assert accelerator.scaler.get_scale() < 2.0**127
+        assert all(weight.isfinite().all() for weight in classifier.parameters())
+
+    def test_a_loss_that_is_not_finite_is_found(self) -> None:
+        accelerator, classifier = self.accelerator(2.0**10), TinyClassifier()
+        before = state_of(classifier)
+        with pytest.raises(NotFiniteError, match="step 1 "):
+            finetune(
+                classifier, SyntheticLoader(), lambda f, _: f.sum() * math.nan, PLAIN, accelerator=accelerator
+            )
+        assert same_bits(before, state_of(classifier))
 
 
 def test_mixing_trains() -> None:

@@ -140,10 +140,12 @@ def infer(
         if waiting is not None:
             rows.add(*waiting)
         waiting = (batch, answers)
-        done += len(batch.index)
-        rate.add(len(batch.index))
+        # The other processes are about as far with their shares.
+        step = len(batch.index) * processes.num_processes
+        done = min(done + step, loader.num_samples)
+        rate.add(step)
         if progress is not None:
-            left = rate.seconds_for(max(loader.num_samples - done, 0))
+            left = rate.seconds_for(loader.num_samples - done)
             progress(InferenceProgress(done, loader.num_samples, rate.per_second, left))
     if waiting is not None:
         rows.add(*waiting)

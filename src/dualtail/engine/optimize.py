@@ -191,7 +191,7 @@ class Stepper:
             shared = self.accelerator.reduce(shared, "sum")
         self._rescale(record, shared[0])
         if self.accelerator.scaler is not None:
-            self.accelerator.unscale_gradients(self._prepared)
+            self.accelerator.scaler.unscale_(self.optimizer)
         clip = math.inf if self.settings.gradient_clip is None else self.settings.gradient_clip
         norm = nn.utils.clip_grad_norm_(list(self.weights.values()), clip)
         flags = shared[1]

@@ -393,7 +393,6 @@ class TrainingRun:
         self.saved_at = time.monotonic()
         if self.directory is None or not self.accelerator.is_main_process:
             return
-        self._tick()
         self.place.unit = self.stepper.unit
         average = self.stepper.average
         self.place.ema_updates = average.updates if average else 0
