@@ -344,8 +344,10 @@ class TestLossScaling:
     def test_a_scale_that_overflows_skips_the_step_and_goes_on(self) -> None:
         classifier = TinyClassifier()
         accelerator = self.accelerator(2.0**127)
+        loss = nn.CrossEntropyLoss()
+        settings = replace(PLAIN, learning_rate=1e-4)
         result = finetune(
-            classifier, SyntheticLoader(), nn.CrossEntropyLoss(), PLAIN, accelerator=accelerator
+            classifier, SyntheticLoader(), lambda f, y: 1000 * loss(f, y), settings, accelerator=accelerator
         )
         assert result.steps == 21
         assert accelerator.scaler.get_scale() < 2.0**127
