@@ -53,6 +53,9 @@ class Backbone(nn.Module):
         self.feature_dim = parts.feature_dim
         self.weights_fingerprint = parts.fingerprint
         self.visual, self.projection, self.text = parts.visual, parts.projection, parts.text
+        # As numbers, so that reading them never waits for a device.
+        self._logit_scale = float(torch.exp(_scalar(self.text, "logit_scale")))
+        self._logit_bias = float(_scalar(self.text, "logit_bias"))
         self.blocks: tuple[Block, ...] = blocks_of(parts.blocks)
         self.text_blocks: tuple[Block, ...] = blocks_of(parts.text_blocks)
         # Parameters that the architecture itself never trains (fixed sine position embeddings).
@@ -84,13 +87,14 @@ class Backbone(nn.Module):
     @property
     def logit_scale(self) -> float:
         """Factor of the zero-shot cosine similarities, ``exp`` of the learnt temperature."""
-        return float(self._text_model().logit_scale.detach().exp())
+        self._text_model()
+        return self._logit_scale
 
     @property
     def logit_bias(self) -> float:
         """What sigmoid-trained models (SigLIP) add to the scaled cosines; 0 for softmax-trained ones."""
-        bias = getattr(self._text_model(), "logit_bias", None)
-        return 0.0 if bias is None else float(bias.detach())
+        self._text_model()
+        return self._logit_bias
 
     @property
     def text_family(self) -> str | None:
@@ -203,6 +207,12 @@ class Backbone(nn.Module):
                 fix="choose an open_clip backbone, or initialise the head with class_mean",
             )
         return self.text
+
+
+def _scalar(model: nn.Module | None, name: str) -> Tensor:
+    """Return a model's parameter of one number, 0 if it has none."""
+    value = getattr(model, name, None)
+    return torch.zeros(()) if value is None else value.detach().double().squeeze()
 
 
 def _token_count(tokenizer: Any, text: str) -> int:
