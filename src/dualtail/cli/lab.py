@@ -74,6 +74,7 @@ def study(
         str, typer.Argument(metavar="NAME", help="A study, or 'all'; 'list' names them.", show_default=False)
     ],
     worlds: Annotated[int, typer.Option(min=2, help="Worlds: new codes, priors, images and seeds each.")] = 5,
+    most: Annotated[int, typer.Option(min=3, max=5, help="Members of the largest ensemble.")] = 5,
     work: Annotated[
         Path,
         typer.Option("--work", metavar="DIR", help="Where models and logits are kept for the next study."),
@@ -97,7 +98,7 @@ def study(
     observer = ConsoleObserver()
     try:
         for key in chosen:
-            text = run_study(key, worlds, work, observer=observer)
+            text = run_study(key, worlds, work, most=most, observer=observer)
             if docs is None:
                 print(text)
             else:

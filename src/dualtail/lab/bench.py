@@ -23,7 +23,7 @@ from dualtail.logits.prior import LabelPrior, estimate_label_prior
 from dualtail.runs.observer import Observer
 from dualtail.runs.store import atomic_path
 
-FAMILY = 5  # members of each kind: priors, seeds of pre-training, seeds of fine-tuning
+MOST = 5  # members of each kind: priors, seeds of pre-training, seeds of fine-tuning
 _LOST = (["shape"], ["texture"], ["colour"], ["border"], ["background"])
 _LARGE = Architecture(width=128, heads=8, text_width=32)
 
@@ -57,10 +57,11 @@ class Bench:
         seed: of the world.
         work: folder in which everything is kept for the next study.
         observer: hears what is made.
+        most: largest ensemble that is asked for.
     """
 
-    def __init__(self, seed: int, work: Path, observer: Observer) -> None:
-        self.seed, self.world, self.observer = seed, study_world(seed), observer
+    def __init__(self, seed: int, work: Path, observer: Observer, most: int = MOST) -> None:
+        self.seed, self.world, self.observer, self.most = seed, study_world(seed), observer, most
         self.folder = work / f"world{seed}"
 
     @cached_property

@@ -13,7 +13,7 @@ from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
 from dualtail.errors import InputError, RunError, nearest
-from dualtail.lab.bench import FAMILY, Bench, different, same
+from dualtail.lab.bench import MOST, Bench, different, same
 from dualtail.lab.probes import probe_factors
 from dualtail.lab.tables import Table, figures, number, points, section, titles, verdict
 from dualtail.lab.world import Foundation
@@ -27,6 +27,8 @@ from dualtail.logits.prior import LabelPrior, estimate_label_prior
 from dualtail.runs.observer import Observer
 from dualtail.runs.store import write_text
 
+_LARGE_COST = 4  # of a model twice as wide, in models
+_LARGE_ROW = "one model of 4 times the cost"
 _KNN = 20  # neighbours; the bank has 20 images a class
 _THREE = [different(index) for index in range(3)]
 
@@ -282,26 +284,25 @@ def _ask_members(benches: Sequence[Bench]) -> Answer:
         "Members fine-tuned with LA, logits averaged; every subset that holds the first model, averaged. P-groups are "
         "of the first model's true prior, so that P-Few are the classes which that model's corpus starved.",
         "members",
-        titles("overall", "d_few", "p_many", "p_few", "tail_tail"),
+        titles("overall", "d_few", "p_many", "p_few", "tail_tail", gain="over its members' mean"),
     )
     for bench in benches:
         p_groups = _groups(bench.true_prior(different(0)))
         for kind, make in kinds.items():
-            logits = [make(bench, index).logits["test"] for index in range(FAMILY)]
-            for size in range(1, FAMILY + 1):
+            logits = [make(bench, index).logits["test"] for index in range(bench.most)]
+            for size in range(1, bench.most + 1):
                 title = f"M = {size}, {kind}" if size > 1 else "M = 1"
                 if size == 1 and kind != "different priors":
                     continue
-                subsets = [(0, *others) for others in combinations(range(1, FAMILY), size - 1)]
-                rows = [
-                    _figures(bench, torch.as_tensor(backdoor_adjust([logits[i] for i in subset])), p_groups)
-                    for subset in subsets
-                ]
+                subsets = [(0, *others) for others in combinations(range(1, bench.most), size - 1)]
+                rows = [_ensemble_figures(bench, [logits[i] for i in subset], p_groups) for subset in subsets]
                 table.add(title, {key: float(np.mean([row[key] for row in rows])) for key in rows[0]})
-        single = bench.member(different(0), large=True).logits["test"]
-        table.add("one model of 4 times the cost", _figures(bench, single, p_groups))
+        if bench.most >= _LARGE_COST:
+            single = bench.member(different(0), large=True).logits["test"]
+            table.add(_LARGE_ROW, _figures(bench, single, p_groups))
     findings = []
     for column, what in (
+        ("gain", "Over the mean accuracy of their own members"),
         ("overall", "Overall"),
         ("p_few", "On the first model's P-Few"),
         ("tail_tail", "On tail-tail"),
@@ -317,15 +318,20 @@ def _ask_members(benches: Sequence[Bench]) -> Answer:
             else ""
         )
         findings.append(
-            f"{what}, three models of different priors gain {points(gain)} on one; three of the same prior "
+            f"{what}, three models of different priors gain {points(gain)}; three of the same prior "
             f"{points(plain)}{share}; three fine-tuning seeds {points(seeds)}. What the different tails add is "
             f"{points(beyond)}: {verdict(beyond, 'more than ensembling', 'less than ensembling', 'not shown')}."
         )
-    large = table.difference("M = 4, different priors", "one model of 4 times the cost", "overall")
-    findings.append(
-        f"Four models of different priors against one model of four times the cost: {points(large)} overall."
-    )
+    if _LARGE_ROW in table.rows:
+        large = table.difference(f"M = {_LARGE_COST}, different priors", _LARGE_ROW, "overall")
+        findings.append(f"Four models of different priors against {_LARGE_ROW}: {points(large)} overall.")
     return findings, [table], []
+
+
+def _ensemble_figures(bench: Bench, members: list[Tensor], p_groups: ClassGroups) -> dict[str, float]:
+    row = _figures(bench, torch.as_tensor(backdoor_adjust(members)), p_groups)
+    alone = [float((logits.argmax(1) == bench.labels("test")).float().mean()) for logits in members]
+    return row | {"gain": row["overall"] - float(np.mean(alone))}
 
 
 # --- e. rules
@@ -497,24 +503,29 @@ def get_study(name: str) -> Study:
     return STUDIES[name]
 
 
-def run_study(name: str, worlds: int, work: str | Path, observer: Observer | None = None) -> str:
+def run_study(
+    name: str, worlds: int, work: str | Path, *, most: int = MOST, observer: Observer | None = None
+) -> str:
     """Answer a study's question over several worlds and return its section in Markdown.
 
     Args:
         name: a key of ``STUDIES``.
         worlds: how many, at least 2.
         work: folder in which models and logits are kept for the next study.
+        most: members of the largest ensemble, 3 to 5.
         observer: hears what is made.
 
     Raises:
-        InputError: there is no such study, or too few worlds for an interval.
+        InputError: there is no such study, too few worlds for an interval, or ``most`` out of range.
     """
     study = get_study(name)
     if worlds < 2:
         raise InputError(f"{worlds} world", where="worlds", fix="an interval needs at least 2")
-    benches = [Bench(seed, Path(work), observer or Observer()) for seed in range(worlds)]
+    if not 3 <= most <= MOST:
+        raise InputError(f"{most} members", where="most", fix=f"3 to {MOST}")
+    benches = [Bench(seed, Path(work), observer or Observer(), most) for seed in range(worlds)]
     findings, tables, notes = study.ask(benches)
-    command = f"dualtail lab study {name} --worlds {worlds}"
+    command = f"dualtail lab study {name} --worlds {worlds}" + (f" --most {most}" if most != MOST else "")
     return section(study.question, findings, tables, notes, command=command, worlds=worlds)
 
 
