@@ -235,6 +235,14 @@ def test_half_precision_logits_are_widened_also_under_autocast(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
+def test_compiled_in_one_graph(name):
+    f, y = sample()
+    loss = build_loss(name, **DATA)
+    torch.compiler.reset()
+    torch.testing.assert_close(torch.compile(loss, backend="eager", fullgraph=True)(f, y), loss(f, y))
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_an_empty_batch_costs_nothing(name):
     f = torch.zeros(0, CLASSES, requires_grad=True)
     value = build_loss(name, **DATA)(f, torch.zeros(0, dtype=torch.long))
