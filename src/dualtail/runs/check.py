@@ -13,6 +13,7 @@ from dualtail.data.manifest import Manifest
 from dualtail.data.problems import DataFaults
 from dualtail.engine.precision import autocast, resolve_device, resolve_precision
 from dualtail.errors import DualtailError, RecipeError
+from dualtail.models.backbone import load_backbone
 from dualtail.models.classifier import Classifier, build_classifier
 from dualtail.runs.choices import find_choice_faults
 from dualtail.runs.dataset import build_manifest, evaluation_split, find_problems
@@ -100,21 +101,26 @@ def _check_backbones(
     except RecipeError as error:
         found.faults.append(str(error))
         return {}
+    choices_stand = not find_choice_faults(
+        recipe
+    )  # else the backbones alone are tried, the rest is said already
     for plan in plan_backbones(members):
         observer.stage(f"backbone: {plan.name}")
         try:
-            usable[plan] = build_classifier(
-                plan.backbone,
-                names,
-                weights=plan.weights,
-                tuner=tuned.tuner.name,
-                tuner_options=tuned.tuner.options,
-                head=tuned.head.name,
-                head_options=tuned.head.options,
-            )
+            backbone = load_backbone(plan.backbone, weights=plan.weights, image_size=plan.image_size)
+            if choices_stand:
+                usable[plan] = build_classifier(
+                    backbone,
+                    names,
+                    tuner=tuned.tuner.name,
+                    tuner_options=tuned.tuner.options,
+                    text_tuner=tuned.text_tuner.name if tuned.text_tuner else None,
+                    text_tuner_options=tuned.text_tuner.options if tuned.text_tuner else None,
+                    head=tuned.head.name,
+                    head_options=tuned.head.options,
+                )
         except DualtailError as error:
-            if str(error) not in found.faults:  # an unknown tuner is every backbone's fault
-                found.faults.append(str(error))
+            found.faults.append(str(error))
     return usable
 
 

@@ -386,7 +386,7 @@ class Pipeline:
         key = f"{stage}/{name}" if name else stage
         done = self.team.agree(self.run.is_done(key, inputs))
         if done:
-            self.observer.skipped(key.replace("_", "-").replace("/", ": "))
+            self.observer.skipped(": ".join(filter(None, (stage.replace("_", "-"), name))))
         return done
 
     # Pieces of stages.
