@@ -116,9 +116,7 @@ def _against_members(results: RunResults) -> str:
     name, least = min(found, key=lambda pair: pair[1].value or 0.0)
     points = f"{format_value('points', least.value)} points ({format_interval('points', least)})"
     if len(better) == len(found):
-        return (
-            f"It is better than every member; over the best of them, {name}, by {points}, on the same images."
-        )
+        return f"It is better than every member; over the best, {name}, by {points}, on the same images."
     if worse:
         return (
             f"It is worse than {and_list(worse)}: the difference to {name} is {points}, on the same images."

@@ -294,7 +294,7 @@
     listen() {
       const { form } = this;
       form.addEventListener("submit", (event) => event.preventDefault());
-      form.addEventListener("input", () => this.filter());
+      for (const event of ["input", "change"]) form.addEventListener(event, () => this.filter());
       form.elements.tail?.addEventListener("click", () => {
         const on = form.elements.d.value === "2" && form.elements.p.value === "2";
         form.elements.d.value = form.elements.p.value = on ? "" : "2";

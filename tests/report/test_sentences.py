@@ -1,0 +1,108 @@
+"""The overview never claims more than the intervals allow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dualtail.logits.prior import LabelPrior
+from dualtail.report.results import RunResults, read_results
+from dualtail.report.sentences import describe_groups, describe_imbalances, describe_run, look_first
+
+
+@pytest.fixture
+def results(run_dir: Path) -> RunResults:
+    return read_results(run_dir)
+
+
+def with_differences(results: RunResults, *bounds: tuple[float, float]) -> RunResults:
+    rows = [
+        {"a": "adjusted", "b": name, "measure": "overall", "classes": "all",
+         "difference": (low + high) / 2, "ci": [low, high], "n": 100}
+        for name, (low, high) in zip(("clip", "openclip", "metaclip"), bounds, strict=True)
+    ]  # fmt: skip
+    return replace(results, comparisons=rows)
+
+
+def result_line(results: RunResults) -> str:
+    return next(line.text for line in describe_run(results) if line.topic == "result")
+
+
+def test_five_lines(results: RunResults) -> None:
+    assert [line.topic for line in describe_run(results)] == [
+        "data", "members", "what was done", "result", "look first at",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("bounds", "claim"),
+    [
+        ([(0.01, 0.03), (0.02, 0.04), (0.001, 0.01)], "better than every member; over the best, metaclip"),
+        ([(-0.01, 0.03), (0.02, 0.04), (0.01, 0.05)], "better than openclip and metaclip, but no difference to clip"),
+        ([(-0.01, 0.03), (-0.02, 0.04), (-0.01, 0.05)], "No difference to any member can be told"),
+        ([(-0.03, -0.01), (0.02, 0.04), (0.01, 0.05)], "worse than clip: the difference to clip is -2.0 points"),
+        ([(0.0, 0.03), (0.0, 0.04), (0.0, 0.05)], "No difference to any member can be told"),
+    ],
+)  # fmt: skip
+def test_headline_follows_the_intervals(
+    results: RunResults, bounds: list[tuple[float, float]], claim: str
+) -> None:
+    line = result_line(with_differences(results, *bounds))
+    assert claim in line
+    assert ("every member;" in line) == all(low > 0 for low, _ in bounds)
+
+
+def cell(accuracy: float, low: float, high: float, classes: int = 4) -> dict[str, Any]:
+    return {"accuracy": accuracy, "classes": classes, "absent": 0, "n": 40, "ci": [low, high]}
+
+
+def with_groups(results: RunResults, few: dict[str, Any], tail: dict[str, Any]) -> RunResults:
+    good = cell(0.9, 0.85, 0.95)
+    groups = {"many": good, "medium": good, "few": few}
+    metrics = {
+        **results.metrics, "macro": 0.85, "macro_ci": [0.8, 0.9], "d_groups": groups,
+        "p_groups": {"many": good, "medium": good, "few": good},
+        "cross": {"few": {"many": good, "medium": good, "few": tail}},
+    }  # fmt: skip
+    return replace(results, metrics=metrics)
+
+
+def test_look_first_names_what_is_surely_behind(results: RunResults) -> None:
+    sure, unsure = cell(0.5, 0.4, 0.6), cell(0.4, 0.1, 0.85)
+    assert look_first(with_groups(results, sure, unsure)).startswith(
+        "D-Few: its 4 classes reach 50.0 % (40.0–60.0)"
+    )
+    assert look_first(with_groups(results, sure, cell(0.3, 0.2, 0.4))).startswith(
+        "Tail-tail (D-Few and P-Few)"
+    )
+    assert look_first(with_groups(results, unsure, unsure)).startswith("No group of classes is surely behind")
+
+
+def test_groups_sentence_follows_the_intervals(results: RunResults) -> None:
+    assert "Classes with little training data suffer" in describe_groups(
+        with_groups(results, cell(0.5, 0.4, 0.6), cell(0.3, 0.2, 0.4))
+    )
+    overlapping = describe_groups(with_groups(results, cell(0.8, 0.7, 0.9), cell(0.3, 0.2, 0.4)))
+    assert "By training data the intervals overlap" in overlapping
+    assert "suffer" not in overlapping
+
+
+def test_imbalances_sentence_needs_evidence(results: RunResults) -> None:
+    follows = LabelPrior.from_counts(results.classes.counts["train"])
+    backbones = [replace(backbone, prior=follows) for backbone in results.backbones]
+    assert "prior of clip, openclip and metaclip follows" in describe_imbalances(
+        replace(results, backbones=backbones)
+    )
+    flat = [replace(backbone, prior=LabelPrior.uniform(12)) for backbone in results.backbones]
+    assert "no relation" in describe_imbalances(replace(results, backbones=flat))
+
+
+def test_lowest_classes_are_linked_and_counted(results: RunResults) -> None:
+    line = describe_run(results)[-1]
+    table = results.metrics["per_class"]
+    for index, text in line.classes:
+        assert text == f"{results.classes.names[index]} ({table['correct'][index]} of {table['n'][index]})"
+    assert str(line).endswith(f"{line.classes[-1][1]}.")
