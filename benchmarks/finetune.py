@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import tempfile
 import time
@@ -116,10 +115,23 @@ class Smoothed:
         self.average = 0.9 * self.average + 0.1 * value
 
 
+class Clock:
+    """Wall and CPU seconds of each step; the CPU's are this process's, hence without the loader's workers."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[float, float]] = []
+        self.last = time.perf_counter(), time.process_time()
+
+    def step(self, *_: object) -> None:
+        now = time.perf_counter(), time.process_time()
+        self.steps.append((now[0] - self.last[0], now[1] - self.last[1]))
+        self.last = now
+
+
 def their_loop(
     classifier: Classifier, manifest: Manifest, args: argparse.Namespace, device: torch.device, *, amp: bool
-) -> list[float]:
-    """Train one epoch; return the seconds of each step."""
+) -> Clock:
+    """Train one epoch."""
     spec = classifier.backbone.image_spec
     transform = transforms.Compose(
         [
@@ -147,7 +159,7 @@ def their_loop(
     loss_meter, accuracy_meter = Smoothed(), Smoothed()
     class_meters = [Smoothed() for _ in range(manifest.num_classes)]
     groups = np.array_split(np.arange(manifest.num_classes), 3)
-    seconds, started = [], time.perf_counter()
+    clock = Clock()
     for number, (images, labels) in enumerate(loader):
         images, labels = images.to(device), labels.to(device)
         with torch.autocast(device.type, dtype, enabled=amp):
@@ -169,10 +181,9 @@ def their_loop(
         scalars += [averages.mean(), *(averages[group].mean() for group in groups), 0.01]
         for tag, value in enumerate(scalars):
             writer.add_scalar(f"train/{tag}", value, number)
-        seconds.append(time.perf_counter() - started)
-        started = time.perf_counter()
+        clock.step()
     writer.close()
-    return seconds
+    return clock
 
 
 # --- ours
@@ -180,8 +191,8 @@ def their_loop(
 
 def our_loop(
     classifier: Classifier, manifest: Manifest, args: argparse.Namespace, device: torch.device, precision: str
-) -> list[float]:
-    """Train one epoch; return the seconds of each step."""
+) -> Clock:
+    """Train one epoch."""
     loader = train_loader(
         manifest,
         train_transform(classifier.backbone.image_spec, "random_resized_crop"),
@@ -190,52 +201,26 @@ def our_loop(
     )
     loss = build_loss("la", counts=torch.from_numpy(manifest.counts(None)))
     settings = FinetuneSettings(epochs=1, precision=precision, compile=args.compile)
-    seconds: list[float] = []
-    clock = [time.perf_counter()]
-
-    def tell(_: object) -> None:
-        now = time.perf_counter()
-        seconds.append(now - clock[0])
-        clock[0] = now
-
+    events, clock = tempfile.mkdtemp(), Clock()
     result = finetune(
-        classifier,
-        loader,
-        loss,
-        settings,
-        progress=tell,
-        events_dir=tempfile.mkdtemp(),
-        device=device.type,
+        classifier, loader, loss, settings, progress=clock.step, events_dir=events, device=device.type
     )
-    if device.type == "cpu":
-        return seconds
-    # On a GPU the loop reads its numbers every 20 steps: the epoch's time is all there is.
-    return [result.seconds / result.steps] * result.steps
+    if device.type != "cpu":
+        # There the loop reads its numbers every 20 steps: the epoch's time is all there is.
+        clock.steps = [(result.seconds / result.steps, 0.0)] * result.steps
+    return clock
 
 
 # --- the comparison
 
 
-def cpu_seconds() -> float:
-    """CPU time of this process and of the workers that have ended."""
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(u.ru_utime + u.ru_stime for u in usage)
-
-
-def measure(
-    loop: Callable[[Classifier], list[float]], args: argparse.Namespace, classes: int
-) -> dict[str, float]:
-    """Return images per second (the median step, the first two left out) and CPU seconds an image."""
-    classifier = build_classifier(
-        args.backbone, [f"class {number}" for number in range(classes)], weights="random", tuner="adaptformer"
-    )
-    before = cpu_seconds()
-    seconds = loop(classifier)
-    steps = seconds[2:-1] or seconds
-    return {
-        "images_per_second": args.batch_size / statistics.median(steps),
-        "cpu_seconds_per_image": (cpu_seconds() - before) / args.images,
-    }
+def measure(loop: Callable[[Classifier], Clock], args: argparse.Namespace, classes: int) -> dict[str, float]:
+    """Return images per second and CPU milliseconds an image, of the median step after the first two."""
+    names = [f"class {number}" for number in range(classes)]
+    classifier = build_classifier(args.backbone, names, weights="random", tuner="adaptformer")
+    steps = loop(classifier).steps[2:]
+    wall, cpu = (statistics.median(column) for column in zip(*steps, strict=True))
+    return {"images_per_second": args.batch_size / wall, "cpu_ms_per_image": 1000 * cpu / args.batch_size}
 
 
 def main() -> None:
@@ -257,7 +242,7 @@ def main() -> None:
     device = torch.device(args.device)
     with tempfile.TemporaryDirectory() as folder:
         manifest = make_photographs(Path(folder), args.images, args.classes, tuple(args.side))
-        loops: dict[str, Callable[[Classifier], list[float]]] = {
+        loops: dict[str, Callable[[Classifier], Clock]] = {
             "theirs, fp32": lambda c: their_loop(c, manifest, args, device, amp=False),
             "theirs, amp": lambda c: their_loop(c, manifest, args, device, amp=True),
             "ours, fp32": lambda c: our_loop(c, manifest, args, device, "fp32"),
@@ -268,12 +253,17 @@ def main() -> None:
             for name, loop in loops.items():
                 found[name].append(measure(loop, args, manifest.num_classes))
                 print(name, json.dumps(found[name][-1]), flush=True)
-    base = statistics.median(run["images_per_second"] for run in found["theirs, fp32"])
-    print(f"\n| loop | images/s | ratio | CPU s/image |\n|---|---|---|---|  {args.backbone}, {device}")
-    for name, runs in found.items():
-        speed = statistics.median(run["images_per_second"] for run in runs)
-        cpu = statistics.median(run["cpu_seconds_per_image"] for run in runs)
-        print(f"| {name} | {speed:.2f} | {speed / base:.2f} | {cpu:.3f} |")
+    print(f"\n{args.backbone} on {device}, batch {args.batch_size}: medians of {args.repeats} runs in turn\n")
+    print("| loop | images/s | ratio | CPU ms/image | ratio |\n|---|---|---|---|---|")
+    medians = {
+        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        for name, runs in found.items()
+    }
+    base = medians["theirs, fp32"]
+    for name, run in medians.items():
+        speed, cpu = run["images_per_second"], run["cpu_ms_per_image"]
+        ratio = base["cpu_ms_per_image"] / cpu if cpu else float("nan")
+        print(f"| {name} | {speed:.2f} | {speed / base['images_per_second']:.2f} | {cpu:.0f} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":

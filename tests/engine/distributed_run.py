@@ -59,6 +59,19 @@ def main(out: Path) -> None:
         },
         out / f"rank{rank}.safetensors",
     )
+    by_itself = TinyClassifier(rank, dropout=0.0)
+    finetune(
+        by_itself,
+        SyntheticLoader(seed=rank),
+        torch.nn.CrossEntropyLoss(),
+        FinetuneSettings(epochs=2, precision="fp32"),
+        events_dir=out / f"events{rank}",
+        checkpoint_dir=out / f"resume{rank}",
+        evaluate=member_evaluation(EvalLoader(), crop="plain", device="cpu", precision="fp32", alone=True),
+        device="cpu",
+        alone=True,
+    )
+    save_file(state_of(by_itself), out / f"alone{rank}.safetensors")
     (out / f"rank{rank}.json").write_text(json.dumps(result.to_dict()))
 
 

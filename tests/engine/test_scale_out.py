@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine_standins import SyntheticLoader, TinyClassifier, same_bits, state_of
 from safetensors.torch import load_file
+
+from dualtail.engine.finetune import finetune
+from dualtail.engine.settings import FinetuneSettings
 
 PROGRAM = Path(__file__).with_name("distributed_run.py")
 
@@ -65,3 +69,14 @@ def test_both_processes_hold_everything_once(runs: tuple[Path, Path]) -> None:
 def test_one_process_of_two_writes_events_and_checkpoints(runs: tuple[Path, Path]) -> None:
     assert len(list((runs[1] / "events").iterdir())) == 1
     assert (runs[1] / "resume" / "state.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_member_on_each_process_is_what_it_is_in_one(runs: tuple[Path, Path], rank: int) -> None:
+    classifier = TinyClassifier(rank, dropout=0.0)
+    settings = FinetuneSettings(epochs=2, precision="fp32")
+    finetune(classifier, SyntheticLoader(seed=rank), torch.nn.CrossEntropyLoss(), settings, device="cpu")
+    assert same_bits(load_file(runs[1] / f"alone{rank}.safetensors"), state_of(classifier))
+    assert (runs[1] / f"resume{rank}" / "state.safetensors").exists()
+    assert len(list((runs[1] / f"events{rank}").iterdir())) == 1

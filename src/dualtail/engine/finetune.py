@@ -11,7 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from dualtail.engine.launch import make_accelerator
+from dualtail.engine.events import EventLog
+from dualtail.engine.launch import Crew, make_accelerator
 from dualtail.engine.optimize import Loss
 from dualtail.engine.progress import ProgressCallback
 from dualtail.engine.settings import FinetuneSettings
@@ -76,6 +77,7 @@ def finetune(
     sample_ids: Sequence[str] | None = None,
     identity: str = "",
     device: str = "auto",
+    alone: bool = False,
     accelerator: Accelerator | None = None,
 ) -> FinetuneResult:
     """Train the parameters of ``classifier`` that require a gradient, in place.
@@ -102,8 +104,10 @@ def finetune(
         identity: what else decides the result (a fingerprint of data, loader and model, say); a checkpoint of
             another identity is refused.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
-        accelerator: one's own, with the wanted mixed precision and trackers; ``precision``, ``device`` and
-            ``events_dir`` are then its affair.
+        alone: train in this process by itself although others were started with it, each with a classifier of its
+            own, say; the loader then yields whole batches.
+        accelerator: one's own, with the wanted mixed precision and trackers; ``precision`` and ``device`` are then
+            its affair.
 
     Raises:
         InputError: nothing to train, an empty loader, or ``keep="best"`` without ``evaluate``.
@@ -130,24 +134,23 @@ def finetune(
     """
     settings = settings or FinetuneSettings()
     _check_inputs(classifier, loader, settings, evaluate)
-    own = accelerator is None
-    accelerator = accelerator or make_accelerator(device, settings.precision, events_dir)
+    accelerator = accelerator or make_accelerator(device, settings.precision)
+    crew = Crew.of(accelerator, alone=alone)
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), GracefulStop() as stop:
-        run = TrainingRun(classifier, loader, loss, settings, accelerator, stop)
+        run = TrainingRun(classifier, loader, loss, settings, accelerator, crew, stop)
         run.progress, run.evaluate, run.sample_ids, run.identity = progress, evaluate, sample_ids, identity
         run.directory = None if checkpoint_dir is None else Path(checkpoint_dir)
         try:
             resumed_from = run.resume()
-            if own and events_dir is not None:
-                # What was logged after the checkpoint is about to be logged again.
-                accelerator.init_trackers("", init_kwargs={"tensorboard": {"purge_step": run.place.step + 1}})
+            run.events = EventLog(
+                events_dir if crew.leads else None, accelerator, from_step=run.place.step + 1
+            )
             run.train()
             return _result(run, resumed_from)
         finally:
-            if own:
-                for tracker in accelerator.trackers:
-                    tracker.finish()
+            if run.events is not None:
+                run.events.close()
 
 
 def _check_inputs(
@@ -176,7 +179,7 @@ def _result(run: TrainingRun, resumed_from: int | None) -> FinetuneResult:
         images=place.images_before,
         precision={"no": "fp32"}.get(run.accelerator.mixed_precision, run.accelerator.mixed_precision),
         device=str(device),
-        processes=run.accelerator.num_processes,
+        processes=run.crew.size,
         num_parameters=sum(weight.numel() for weight in run.stepper.weights.values()),
         resumed_from=resumed_from,
         peak_memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from dualtail.engine.gather import Tables, gather_tables
-from dualtail.engine.launch import check_share, join_processes, process_rank
+from dualtail.engine.launch import Crew, check_share, join_processes, process_rank
 from dualtail.engine.precision import autocast, resolve_device, resolve_precision
 from dualtail.engine.progress import InferenceCallback, InferenceProgress, Rate
 from dualtail.errors import InputError
@@ -79,6 +79,7 @@ def infer(
     precision: str = "auto",
     scratch: str | Path | None = None,
     progress: InferenceCallback | None = None,
+    alone: bool = False,
 ) -> dict[str, MemberOutputs]:
     """Send every image of a loader through every member, and put the rows in the manifest's order.
 
@@ -99,6 +100,7 @@ def infer(
         scratch: a directory for memory-mapped results, for when N x C is more than memory holds; the files are as
             large as the results and may be deleted once these are written elsewhere.
         progress: called after each batch with an :class:`InferenceProgress`.
+        alone: work in this process by itself although others were started with it; the loader then yields everything.
 
     Raises:
         InputError: no member, no crop for a member, no image, or no features where they were asked for.
@@ -119,7 +121,8 @@ def infer(
     if features not in ("none", *FEATURE_DTYPES):
         raise InputError(f"{features!r} is not known", where="features", fix="use none, float16 or float32")
     processes = join_processes(device)
-    check_share(loader, processes.num_processes)
+    crew = Crew.of(processes, alone=alone)
+    check_share(loader, crew.size)
     place = resolve_device(device) if processes.num_processes == 1 else processes.device
     arithmetic = resolve_precision(precision, place)
     for model in members.values():
@@ -141,7 +144,7 @@ def infer(
             rows.add(*waiting)
         waiting = (batch, answers)
         # The other processes are about as far with their shares.
-        step = len(batch.index) * processes.num_processes
+        step = len(batch.index) * crew.size
         done = min(done + step, loader.num_samples)
         rate.add(step)
         if progress is not None:
@@ -149,7 +152,7 @@ def infer(
             progress(InferenceProgress(done, loader.num_samples, rate.per_second, left))
     if waiting is not None:
         rows.add(*waiting)
-    return rows.outputs(processes)
+    return rows.outputs(processes if crew.size > 1 else None)
 
 
 def member_evaluation(
@@ -158,6 +161,7 @@ def member_evaluation(
     crop: str | None = None,
     device: str | torch.device = "auto",
     precision: str = "auto",
+    alone: bool = False,
 ) -> Callable[[nn.Module], dict[str, float]]:
     """Return an ``evaluate`` for :func:`~dualtail.engine.finetune.finetune`: accuracy and loss on a split.
 
@@ -168,12 +172,13 @@ def member_evaluation(
         crop: key of the member's crop; the only one by default.
         device: as of the training.
         precision: as of the training.
+        alone: as of the training.
     """
 
     def run(model: nn.Module) -> dict[str, float]:
         keys = None if crop is None else {"": crop}
-        outputs = infer({"": model}, loader, crops=keys, device=device, precision=precision)[""]
-        found = evaluate(outputs.logits, outputs.labels)
+        outputs = infer({"": model}, loader, crops=keys, device=device, precision=precision, alone=alone)
+        found = evaluate(outputs[""].logits, outputs[""].labels)
         values = {"overall": found.overall, "macro": found.macro, "worst": found.worst, "nll": found.nll}
         return {name: float(value) for name, value in values.items() if value is not None}
 
@@ -252,13 +257,13 @@ class _Rows:
         flat = torch.from_file(str(path), shared=True, size=rows * columns, dtype=dtype)
         return flat.view(rows, columns)
 
-    def outputs(self, processes: PartialState) -> dict[str, MemberOutputs]:
-        """Return the rows of all processes in the manifest's order."""
+    def outputs(self, processes: PartialState | None) -> dict[str, MemberOutputs]:
+        """Return the rows, of all processes if they share the work, in the manifest's order."""
         filled = {
             name: {kind: value[: self.count] for kind, value in table.items()}
             for name, table in ((_KEYS, self.keys), *self.tables.items())
         }
-        if processes.num_processes > 1:
+        if processes is not None:
             filled = gather_tables(filled, self.count, processes, self._allocate)
         keys = filled.pop(_KEYS)
         index = keys["index"][:, 0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -13,9 +13,34 @@ from dualtail.engine.precision import resolve_device, resolve_precision
 from dualtail.errors import InputError
 
 
-def make_accelerator(
-    device: str = "auto", precision: str = "auto", events_dir: str | Path | None = None
-) -> Accelerator:
+@dataclass(frozen=True)
+class Crew:
+    """The processes that do one piece of work together.
+
+    Attributes:
+        rank: this process, from 0.
+        size: how many they are.
+
+    Example:
+        >>> Crew(0, 1).leads
+        True
+    """
+
+    rank: int
+    size: int
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and tells for all."""
+        return self.rank == 0
+
+    @classmethod
+    def of(cls, state: PartialState | Accelerator, *, alone: bool = False) -> Crew:
+        """Return all processes that were started together, or this one by itself."""
+        return cls(0, 1) if alone else cls(state.process_index, state.num_processes)
+
+
+def make_accelerator(device: str = "auto", precision: str = "auto") -> Accelerator:
     """Return an Accelerator for ``device`` and ``precision``, whatever was used in this process before.
 
     Accelerate keeps one state a process and refuses a second precision or device; members of a run may differ in
@@ -29,11 +54,7 @@ def make_accelerator(
     if join_processes(device).device != resolve_device(device) and PartialState().num_processes == 1:
         PartialState._reset_state()
     resolved = resolve_precision(precision, join_processes(device).device)
-    return Accelerator(
-        mixed_precision="no" if resolved == "fp32" else resolved,
-        log_with=None if events_dir is None else "tensorboard",
-        project_dir=None if events_dir is None else str(events_dir),
-    )
+    return Accelerator(mixed_precision="no" if resolved == "fp32" else resolved)
 
 
 def join_processes(device: str | torch.device = "auto") -> PartialState:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dualtail.engine.average import WeightAverage
+from dualtail.engine.launch import Crew
 from dualtail.engine.mixing import Mixed, mix
 from dualtail.engine.precision import training_attention
 from dualtail.engine.settings import FinetuneSettings
@@ -108,6 +109,7 @@ class Stepper:
         loss: (logits, labels) to a mean over the batch.
         settings: optimizer, accumulation, clipping, mixing, average.
         accelerator: its mixed precision must be what the settings say.
+        crew: the processes that share each step.
 
     Attributes:
         weights: the trained tensors by name.
@@ -117,13 +119,22 @@ class Stepper:
     """
 
     def __init__(
-        self, classifier: nn.Module, loss: Loss, settings: FinetuneSettings, accelerator: Accelerator
+        self,
+        classifier: nn.Module,
+        loss: Loss,
+        settings: FinetuneSettings,
+        accelerator: Accelerator,
+        crew: Crew,
     ) -> None:
         self.settings, self.accelerator, self.device = settings, accelerator, accelerator.device
+        self.crew = crew
         classifier.to(self.device)
         self.loss = loss.to(self.device) if isinstance(loss, nn.Module) else loss
         self.weights = trained_tensors(classifier)
-        self.model = accelerator.prepare_model(_Forward(classifier, compiled=settings.compile))
+        self.model = accelerator.prepare_model(
+            _Forward(classifier, compiled=settings.compile),
+            evaluation_mode=crew.size == 1,  # else it would be wrapped for all processes
+        )
         self.optimizer = build_optimizer(self.weights, settings)
         self._prepared = accelerator.prepare_optimizer(self.optimizer)
         self.average = None if settings.ema_decay is None else WeightAverage(self.weights, settings.ema_decay)
@@ -134,7 +145,7 @@ class Stepper:
     @property
     def _plain(self) -> bool:
         """Whether a step is one batch on one process, so that the batch's mean loss is the step's."""
-        return self.settings.accumulation == 1 and self.accelerator.num_processes == 1
+        return self.settings.accumulation == 1 and self.crew.size == 1
 
     def _new_record(self) -> StepRecord:
         return StepRecord(torch.zeros(3, device=self.device), self.bad)
@@ -187,7 +198,7 @@ class Stepper:
         """Make the optimizer step from the gradients gathered so far, unless one of them is not finite."""
         record, self._record = self._record, self._new_record()
         shared = torch.stack([record.sums[2], (~torch.isfinite(record.sums[0])).float()])
-        if self.accelerator.num_processes > 1:
+        if self.crew.size > 1:
             shared = self.accelerator.reduce(shared, "sum")
         self._rescale(record, shared[0])
         if self.accelerator.scaler is not None:
@@ -206,7 +217,7 @@ class Stepper:
         """Turn the gradient of (sum of losses / unit), averaged over processes by DDP, into that of the mean."""
         if self._plain or self.unit is None:
             return
-        factor = self.unit * self.accelerator.num_processes / images
+        factor = self.unit * self.crew.size / images
         gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
         torch._foreach_mul_(gradients, factor)
 

@@ -15,7 +15,8 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from dualtail.engine.checkpoint import read_checkpoint, restore_into, write_checkpoint
-from dualtail.engine.launch import check_share
+from dualtail.engine.events import EventLog
+from dualtail.engine.launch import Crew, check_share
 from dualtail.engine.memory import is_out_of_memory, out_of_memory_error
 from dualtail.engine.optimize import Loss, Stepper, StepRecord, random_seed
 from dualtail.engine.progress import WINDOW, Progress, ProgressCallback, Rate
@@ -128,6 +129,8 @@ class TrainingRun:
     sample_ids: Sequence[str] | None = None
     identity: str = ""
     directory: Path | None = None
+    events: EventLog | None = None
+    stopping = False
 
     def __init__(
         self,
@@ -136,13 +139,15 @@ class TrainingRun:
         loss: Loss,
         settings: FinetuneSettings,
         accelerator: Accelerator,
+        crew: Crew,
         stop: GracefulStop,
     ) -> None:
-        self.classifier, self.settings, self.accelerator, self.stop = classifier, settings, accelerator, stop
+        self.classifier, self.settings, self.accelerator = classifier, settings, accelerator
+        self.crew, self.stop = crew, stop
         self.loader = loader
-        check_share(loader, accelerator.num_processes)
+        check_share(loader, crew.size)
         train_mode(classifier)
-        self.stepper = Stepper(classifier, loss, settings, accelerator)
+        self.stepper = Stepper(classifier, loss, settings, accelerator, crew)
         self.buffers = running_statistics(classifier)
         self.best: dict[str, Tensor] = {}
         self.place = Place()
@@ -210,7 +215,7 @@ class TrainingRun:
             self._stop_now()
 
     def _one_batch(self, batch: TrainBatch, micro: int, *, last: bool) -> None:
-        seed = random_seed(self.settings.seed, self.place.step, micro, self.accelerator.process_index)
+        seed = random_seed(self.settings.seed, self.place.step, micro, self.crew.rank)
         try:
             self.stepper.batch(batch.images, batch.labels, batch.index, seed=seed, last=last)
         except (RuntimeError, MemoryError) as error:
@@ -220,7 +225,7 @@ class TrainingRun:
 
     def _time_to_read(self) -> bool:
         """Reading waits for the device; a CPU has nothing to wait for."""
-        asked = self.stop.requested and self.accelerator.num_processes == 1
+        asked = self.stop.requested and self.crew.size == 1
         return asked or self.accelerator.device.type == "cpu" or len(self.pending) >= WINDOW
 
     def _read(self) -> None:
@@ -232,7 +237,7 @@ class TrainingRun:
         self._tick()
         asked = rows.new_tensor([[0.0, 0.0, 0.0, float(self.stop.requested)]])
         table = torch.cat([rows, asked])
-        if self.accelerator.num_processes > 1:
+        if self.crew.size > 1:
             # All processes stop at the same step, because all read the same sum.
             table = self.accelerator.reduce(table, "sum")
         *values, (_, _, _, stopping) = table.tolist()
@@ -246,7 +251,10 @@ class TrainingRun:
         self.step_rate.add(len(values))
         self._tell(pending[-1].learning_rate)
 
-    stopping = False
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Write numbers to the events, if there are any."""
+        if self.events is not None:
+            self.events.log(values, step)
 
     def _tell(self, rate: float) -> None:
         loss_sum, right, images = (sum(column) for column in zip(*self.window, strict=True))
@@ -263,7 +271,7 @@ class TrainingRun:
             seconds_left=self.step_rate.seconds_for(steps - self.place.step),
             learning_rate=rate,
         )
-        self.accelerator.log(
+        self.log(
             {
                 "train/loss": told.loss,
                 "train/accuracy": told.accuracy,
@@ -272,7 +280,7 @@ class TrainingRun:
             },
             step=told.step,
         )
-        if self.progress is not None and self.accelerator.is_main_process:
+        if self.progress is not None and self.crew.leads:
             self.progress(told)
 
     def _refuse_bad_step(self, bad: Pending) -> None:
@@ -280,9 +288,7 @@ class TrainingRun:
         self.place.batch, self.place.step = bad.batch, bad.step
         self.save()
         broken = [i[mask.cpu()] for i, mask in zip(bad.record.index, bad.record.broken, strict=True)]
-        rows = gather_object(torch.cat(broken).tolist()) or gather_object(
-            torch.cat(bad.record.index).tolist()
-        )
+        rows = self._of_all(torch.cat(broken)) or self._of_all(torch.cat(bad.record.index))
         names = [str(self.sample_ids[row]) if self.sample_ids is not None else str(row) for row in rows]
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         kept = f"the state before it is kept in {self.directory}; " if self.directory else ""
@@ -294,6 +300,10 @@ class TrainingRun:
             sample_ids=names,
         )
 
+    def _of_all(self, rows: Tensor) -> list[int]:
+        """Return the rows of all processes."""
+        return gather_object(rows.tolist()) if self.crew.size > 1 else rows.tolist()
+
     # Ends of epochs and of the run ----------------------------------------------------------------------------
 
     def _end_epoch(self) -> None:
@@ -304,7 +314,7 @@ class TrainingRun:
         self.place.close_epoch(rate, metrics)
         epoch = self.place.history[-1]
         scores = {f"val/{name}": value for name, value in (metrics or {}).items()}
-        self.accelerator.log(
+        self.log(
             {"epoch/loss": epoch["loss"], "epoch/accuracy": epoch["accuracy"], **scores}, step=self.place.step
         )
         if self.place.epoch < self.settings.epochs:
@@ -358,7 +368,7 @@ class TrainingRun:
     # Stopping and going on ------------------------------------------------------------------------------------
 
     def _stop_if_asked(self) -> None:
-        alone = self.accelerator.num_processes == 1
+        alone = self.crew.size == 1
         if self.stopping or (alone and self.stop.requested):
             self._stop_now()
 
@@ -391,7 +401,7 @@ class TrainingRun:
     def save(self) -> None:
         """Write a checkpoint of the current place (a no-op without a directory, or beside the main process)."""
         self.saved_at = time.monotonic()
-        if self.directory is None or not self.accelerator.is_main_process:
+        if self.directory is None or not self.crew.leads:
             return
         self.place.unit = self.stepper.unit
         average = self.stepper.average
