@@ -465,6 +465,15 @@ class TestStreaming:
             torch.testing.assert_close(moments.covariance, (share * (logits - mean)).sum(0))
             assert moments.variance == pytest.approx(float((share * (logits - mean) ** 2).sum()))
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_a_large_hessian_is_kept_in_float32(self, monkeypatch, dtype):
+        logits, labels = World(40, seed=46).balanced(10)
+        exact = estimate_label_prior(logits.double(), labels)
+        monkeypatch.setattr(_intercepts, "_FLOAT64_CLASSES", 0)
+        found = estimate_label_prior(logits.to(dtype), labels)
+        torch.testing.assert_close(found.log_prob, exact.log_prob, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.standard_errors, exact.standard_errors, atol=0, rtol=1e-4)
+
     @pytest.mark.parametrize("strength", [0.0, 0.7])
     def test_hessian_against_dense_algebra(self, monkeypatch, strength):
         monkeypatch.setattr(_intercepts, "_BLOCK", 5)

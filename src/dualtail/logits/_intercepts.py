@@ -29,7 +29,7 @@ _MEMORY = 10  # pairs that the quasi-Newton method remembers
 _LONGEST_STEP = 4.0  # largest change of a log-probability in one step
 _MAX_STEPS = 60
 _MAX_NEWTON = 20
-_BLOCK = 1024  # rows of the Hessian that are worked on at once
+_BLOCK = 256  # rows of the Hessian that are worked on at once
 _LOWEST_LOG_PROB = -46.0  # 1e-20
 _PROBES = 64  # random probes for the diagonal of an inverse that is too large to form
 
@@ -255,18 +255,22 @@ class DenseCurvature(Curvature):
     def __init__(self, problem: Problem, point: Point) -> None:
         self.problem, self.point, self.strength = problem, point, problem.strength
         classes = len(point.b)
-        dtype = torch.float64 if classes <= _FLOAT64_CLASSES else torch.float32
-        matrix = problem.passes.gram(problem.offset(point.b), problem.scale, dtype).cpu()
+        offset = problem.offset(point.b)
+        if classes <= _FLOAT64_CLASSES:
+            matrix = problem.passes.gram(offset, problem.scale).cpu().double()
+        else:
+            matrix = problem.passes.gram(offset, problem.scale, torch.float32).cpu()
         expected = point.expected.cpu()
         self.self_share = (matrix.diagonal().double() / expected.clamp(min=1e-300)).to(point.b.device)
         # A Laplacian's diagonal is the sum of its weights: unlike expected - diagonal, that does not cancel.
         matrix.diagonal().zero_()
-        information = matrix.sum(1, dtype=torch.float64)
+        # In blocks: summing in another dtype converts what it is given first.
+        information = torch.cat([rows.sum(1, dtype=torch.float64) for rows in matrix.split(_BLOCK)])
         matrix.neg_()
         # Constants are given an eigenvalue of their own, taken out again after the inversion.
         constant = max(self.strength, float(information.mean()))
         matrix += (constant - self.strength) / classes
-        matrix.diagonal().add_((information + self.strength).to(dtype))
+        matrix.diagonal().add_((information + self.strength).to(matrix))
         self.inverse = _invert(matrix)
         self.inverse -= 1 / (constant * classes)
 

@@ -111,20 +111,29 @@ class SoftmaxPasses:
             result += ((both[:, 1:] / total / total).T @ values).double()
         return result.T * weights.double()[:, None]
 
-    def gram(self, offset: Tensor, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Return ``P^T P`` ``(C, C)``, symmetric: C^2 N operations, about six tenths of them by symmetry."""
+    def gram(self, offset: Tensor, scale: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
+        """Return ``P^T P`` ``(C, C)``, symmetric: C^2 N operations, about six tenths of them by symmetry.
+
+        It is summed in ``dtype``, that of the logits by default; the memory beyond it is that of a few chunks.
+        """
         weights = self._weights(offset, scale)
         classes = self.num_classes
+        dtype = self.dtype if dtype is None else dtype
         result = torch.zeros(classes, classes, dtype=dtype, device=self.device)
         block = max(256, -(-classes // 8))
         starts = range(0, classes, block)
+        buffer: Tensor | None = None
         for _, values in self._chunks(_PRODUCT_BUDGET):
-            share = values * weights
+            # One buffer for all chunks: allocating each anew would leave holes as large as all of them.
+            buffer = torch.empty_like(values, dtype=dtype) if buffer is None else buffer
+            share = torch.mul(values, weights, out=buffer[: len(values)])
             share /= share.sum(1, keepdim=True)
             # Products of what is left are at least 1e-36: subnormal numbers would slow the product manyfold.
             torch.threshold_(share, 1e-18, 0.0)
             for start in starts:
-                result[start:, start : start + block] += share[:, start:].T @ share[:, start : start + block]
+                result[start:, start : start + block].addmm_(
+                    share[:, start:].T, share[:, start : start + block]
+                )
         for start in starts:
             stop = min(start + block, classes)
             result[start:stop, stop:] = result[stop:, start:stop].T
