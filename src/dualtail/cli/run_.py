@@ -37,6 +37,7 @@ def run(
     Stop it with Ctrl-C whenever you like: the same command goes on where it was.
     """
     from dualtail.cli.console import ConsoleObserver
+    from dualtail.engine.launch import process_rank
     from dualtail.report.page import write_page
     from dualtail.report.tables import print_run
     from dualtail.runs.pipeline import run_pipeline
@@ -47,5 +48,7 @@ def run(
         finished = run_pipeline(read_recipe(recipe, set_ or []), out, update=update, observer=observer)
     finally:
         observer.close()
+    if process_rank()[0] > 0:
+        return  # of several processes the first one speaks
     print_run(finished.root)
     print(f"\nreport: {write_page([finished.root], finished.root / 'report.html')}")

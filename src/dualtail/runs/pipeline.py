@@ -107,8 +107,7 @@ class Pipeline:
         self.prepare()
         self.zero_shot()
         self.prior()
-        for member in self.members:
-            self.finetune(member)
+        self.finetune()
         self.logits()
         self.adjust()
         self.evaluate()
@@ -228,37 +227,65 @@ class Pipeline:
 
     # Members.
 
-    def finetune(self, member: MemberPlan) -> None:
-        """Train one member, from its last checkpoint if there is one."""
-        inputs = self._finetune_inputs(member)
-        if self._is_done("finetune", member.name, inputs):
+    def finetune(self) -> None:
+        """Train the members whose inputs have changed, each from its last checkpoint if there is one."""
+        pending = [
+            (member, inputs)
+            for member in self.members
+            if not self._is_done("finetune", member.name, inputs := self._finetune_inputs(member))
+        ]
+        if self.team.size > 1 and self.recipe.runtime.share == "members":
+            self._finetune_side_by_side(pending)
             return
-        with self._stage(f"fine-tuning: {member.name}") as clock:
-            folder = self.run.member_dir(member.name)
-            classifier = self._new_classifier(member)
-            stages = self._training_stages(member, classifier)
-            results = finetune_stages(
-                classifier,
-                stages,
-                checkpoint_dir=folder / "resume",
-                events_dir=self.run.root / "events" / member.name,
-                progress=self._tell_training,
-                evaluate=self._val_evaluation(classifier) if self.recipe.finetune.keep == "best" else None,
-                sample_ids=self.manifest.split("train").sample_ids,
-                identity=inputs,
-                device=self.recipe.runtime.device,
-            )
-            self._note_skipped(stages[0].loader, "train")  # type: ignore[arg-type]
-            if self.team.leads:
-                classifier.save(folder)
-                about = {"backbone": member.backbone.name, "seed": member.seed}
-                later = {"second_stage": results[1].to_dict()} if len(results) > 1 else {}
-                write_json(folder / "training.json", {**results[0].to_dict(), **later, **about})
-                written = [
-                    folder / name for name in ("trainable.safetensors", "config.json", "training.json")
-                ]
-                self.run.mark_done(f"finetune/{member.name}", inputs, written, clock.seconds())
-                shutil.rmtree(folder / "resume", ignore_errors=True)
+        for member, inputs in pending:
+            with self._stage(f"fine-tuning: {member.name}"):
+                self._train(member, inputs)
+                if self.team.leads:
+                    self._mark_trained(member, inputs)
+
+    def _finetune_side_by_side(self, pending: Sequence[tuple[MemberPlan, str]]) -> None:
+        """Train each member in a process of its own, as it would be trained without the others."""
+        together = self.team
+        with self._stage(f"fine-tuning side by side: {', '.join(member.name for member, _ in pending)}"):
+            self.team = Team.alone()
+            try:
+                for member, inputs in pending[together.rank :: together.size]:
+                    self._train(member, inputs)
+            finally:
+                self.team = together
+        for member, inputs in pending if self.team.leads else ():
+            self._mark_trained(member, inputs)
+        self.team.wait()
+
+    def _train(self, member: MemberPlan, inputs: str) -> None:
+        folder = self.run.member_dir(member.name)
+        classifier = self._new_classifier(member)
+        stages = self._training_stages(member, classifier)
+        results = finetune_stages(
+            classifier,
+            stages,
+            checkpoint_dir=folder / "resume",
+            events_dir=self.run.root / "events" / member.name,
+            progress=self._tell_training,
+            evaluate=self._val_evaluation(classifier) if self.recipe.finetune.keep == "best" else None,
+            sample_ids=self.manifest.split("train").sample_ids,
+            identity=inputs,
+            device=self.recipe.runtime.device,
+            alone=self.team.size == 1,
+        )
+        self._note_skipped(stages[0].loader, "train")  # type: ignore[arg-type]
+        if self.team.leads:
+            classifier.save(folder)
+            about = {"backbone": member.backbone.name, "seed": member.seed}
+            later = {"second_stage": results[1].to_dict()} if len(results) > 1 else {}
+            write_json(folder / "training.json", {**results[0].to_dict(), **later, **about})
+
+    def _mark_trained(self, member: MemberPlan, inputs: str) -> None:
+        folder = self.run.member_dir(member.name)
+        written = [folder / name for name in ("trainable.safetensors", "config.json", "training.json")]
+        seconds = read_json(folder / "training.json")["seconds"]
+        self.run.mark_done(f"finetune/{member.name}", inputs, written, seconds)
+        shutil.rmtree(folder / "resume", ignore_errors=True)
 
     def _training_stages(self, member: MemberPlan, classifier: Classifier) -> list[Stage]:
         """Return the recipe's training, and its second stage if it has one."""
@@ -487,6 +514,7 @@ class Pipeline:
                 features="float16",
                 device=self.device,
                 precision=self.recipe.finetune.precision,
+                alone=self.team.size == 1,
                 progress=lambda now, split=split: self._tell_inference(now, split),  # type: ignore[misc]
             )
             self._note_skipped(loader, split)
@@ -512,7 +540,12 @@ class Pipeline:
             rank=self.team.rank,
             world_size=self.team.size,
         )
-        return member_evaluation(val, device=self.device, precision=self.recipe.finetune.precision)
+        return member_evaluation(
+            val,
+            device=self.device,
+            precision=self.recipe.finetune.precision,
+            alone=self.team.size == 1,
+        )
 
     def _note_skipped(self, loader: Loader, split: str) -> None:
         count = len(loader.skipped)

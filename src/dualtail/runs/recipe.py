@@ -254,6 +254,8 @@ class Runtime(Section):
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
     workers: Literal["auto"] | NonNegativeInt = "auto"
     """Processes that read images; ``auto`` is one a core, at most 8."""
+    share: Literal["batches", "members"] = "batches"
+    """With several processes: they share each batch, or each trains members of its own."""
     cache: str | None = None
     """A folder for smaller copies of large photographs, which are then quicker to read in later epochs."""
     eval_batch_size: PositiveInt = 256

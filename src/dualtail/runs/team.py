@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from accelerate.utils import broadcast_object_list, wait_for_everyone
 
-from dualtail.engine.launch import make_accelerator, process_rank
+from dualtail.engine.launch import join_processes, process_rank
 
 T = TypeVar("T")
 
@@ -25,7 +25,14 @@ class Team:
     def __init__(self, device: str) -> None:
         self.rank, self.size = process_rank()
         if self.size > 1:
-            make_accelerator(device, "fp32")  # starts the process group
+            join_processes(device)
+
+    @classmethod
+    def alone(cls) -> Team:
+        """Return this process by itself, although others were started with it."""
+        team = cls.__new__(cls)
+        team.rank, team.size = 0, 1
+        return team
 
     @property
     def leads(self) -> bool:

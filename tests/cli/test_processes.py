@@ -1,0 +1,64 @@
+"""Runs of two processes: the same figures as one, whether they share batches or members."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_together(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    launcher = [
+        program.parent / "torchrun",
+        "--nproc-per-node",
+        2,
+        "--master-port",
+        free_port(),
+        "--no-python",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*map(str, launcher), str(program), *map(str, arguments)], capture_output=True, text=True,
+                          env=environment, timeout=500)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_members_side_by_side_are_what_they_would_be_alone(
+    program: Path, workshop: Path, finished_run: Path, tmp_path: Path
+):
+    done = run_together(
+        program, "run", workshop / "recipe.yaml", "--out", tmp_path / "run", "--set", "runtime.share=members"
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("tiny_a", "tiny_b"):
+        file = Path("members") / name / "trainable.safetensors"
+        assert (tmp_path / "run" / file).read_bytes() == (finished_run / file).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "run" / "members" / "tiny_a").iterdir()) == [
+        "config.json", "logits.safetensors", "metrics.json", "trainable.safetensors", "training.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_shared_batches_give_the_same_figures(
+    program: Path, workshop: Path, finished_run: Path, tmp_path: Path
+):
+    done = run_together(program, "run", workshop / "recipe.yaml", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report: ") == 1  # one process speaks
+    ours, theirs = (
+        json.loads((root / "adjusted" / "metrics.json").read_text())
+        for root in (tmp_path / "run", finished_run)
+    )
+    assert ours["n"] == theirs["n"]
+    # bf16 on some CPUs rounds the cut batch differently; one image of 24 may turn.
+    assert abs(ours["overall"] - theirs["overall"]) <= 1 / 24 + 1e-9
+    assert ours["nll"] == pytest.approx(theirs["nll"], rel=0.05)
