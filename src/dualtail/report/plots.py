@@ -253,7 +253,7 @@ def groups_chart(results: RunResults, colors: dict[str, int]) -> Chart:
         "hovermode": "closest",
     }
     confidence = 100 * results.recipe.evaluate.confidence
-    caption = f"Accuracy by group with {confidence:g} % intervals. Hollow: zero-shot; filled: fine-tuned; diamond: ensemble."
+    caption = f"Accuracy by group with {confidence:g} % intervals. Hollow: zero-shot; filled: fine-tuned."
     if results.has_groups:
         caption += " P-groups are those of the members' mean prior."
     height = 90 + round(len(columns) * max(34, 15 * len(models)))
