@@ -189,7 +189,7 @@ def task_chapter(world: World) -> Chapter:
 
 def priors_chapter(story: Story) -> Chapter:
     """Tell how well the estimated pre-training priors agree with the truth."""
-    rows: list[tuple[str, ...]] = [("model", "Spearman", "P-group right", "truly P-Few, lost in its corpus")]
+    rows: list[tuple[str, ...]] = [("model", "Spearman", "P-group right", "lost in its rarest classes")]
     correlations = []
     for name in story.names:
         truth, estimate = story.true_prior(name), story.estimated_prior(name)
@@ -305,7 +305,7 @@ def _row(title: str, result: Evaluation) -> tuple[str, ...]:
 
 def _lost(name: str) -> str:
     truth = embedded_truth(name)
-    return f"{len(truth['lossy_classes'])} classes, {' and '.join(truth['foundation']['lost'])}"
+    return f"{' and '.join(truth['foundation']['lost'])} ({len(truth['lossy_classes'])} classes)"
 
 
 def _percent(value: float | None) -> str:
