@@ -21,6 +21,7 @@ from dualtail.data.loader import Loader, eval_loader, train_loader
 from dualtail.data.manifest import Manifest
 from dualtail.data.problems import raise_errors
 from dualtail.data.transforms import eval_transform, train_transform
+from dualtail.engine.checkpoint import CHECKPOINT_NAME, read_header
 from dualtail.engine.inference import infer, member_evaluation
 from dualtail.engine.precision import resolve_device
 from dualtail.engine.progress import InferenceProgress, Progress
@@ -259,6 +260,9 @@ class Pipeline:
 
     def _train(self, member: MemberPlan, inputs: str) -> None:
         folder = self.run.member_dir(member.name)
+        if self.team.leads:
+            drop_stale_checkpoints(folder / "resume", inputs)
+        self.team.wait()
         classifier = self._new_classifier(member)
         stages = self._training_stages(member, classifier)
         results = finetune_stages(
@@ -599,6 +603,13 @@ def describe_backbone(plan: BackbonePlan, backbone: Backbone) -> dict[str, Any]:
         "parameters": sum(weight.numel() for weight in backbone.parameters()),
         "weights_fingerprint": backbone.weights_fingerprint,
     }
+
+
+def drop_stale_checkpoints(folder: Path, inputs: str) -> None:
+    """Delete checkpoints of a training with other inputs, which a changed recipe or changed data leave behind."""
+    for checkpoint in folder.glob(f"*/{CHECKPOINT_NAME}"):
+        if read_header(checkpoint.parent)["identity"] != inputs:
+            shutil.rmtree(checkpoint.parent)
 
 
 def finetune_settings(recipe: Recipe, seed: int) -> FinetuneSettings:

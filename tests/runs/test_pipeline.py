@@ -1,0 +1,121 @@
+"""The pipeline in this process, in the ways that the installed program's tests do not go."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from dualtail.engine.checkpoint import write_checkpoint
+from dualtail.errors import RecipeError
+from dualtail.runs.observer import Observer
+from dualtail.runs.pipeline import drop_stale_checkpoints, run_pipeline
+from dualtail.runs.recipe import Recipe, apply_override, parse_recipe
+from dualtail.runs.store import RunDirectory
+
+
+def recipe_of(workshop: Path, *overrides: str) -> Recipe:
+    content: dict[str, Any] = yaml.safe_load((workshop / "recipe.yaml").read_text())
+    content["data"]["root"] = str(workshop / "images")
+    for member in content["members"]:
+        member["backbone"] = f"open_clip:{workshop / member['backbone'].removeprefix('open_clip:./')}"
+    for override in ("finetune.epochs=1", "finetune.precision=fp32", *overrides):
+        content = apply_override(content, override)
+    return parse_recipe(content)
+
+
+class Notes(Observer):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def methods(run: RunDirectory) -> set[str]:
+    with open(run.adjusted_dir / "methods.csv") as file:
+        return {row["method"] for row in csv.DictReader(file)}
+
+
+def test_plain_cross_entropy_leaves_the_source_prior_to_the_adjustments(workshop: Path, tmp_path: Path):
+    run = run_pipeline(recipe_of(workshop, "finetune.loss.name=ce", "adjust.weights=fitted"), tmp_path)
+    assert {"member", "gla_ft", "gla", "backdoor", "backdoor_gla"} <= methods(run)
+    weights = json.loads((run.adjusted_dir / "weights.json").read_text())
+    assert weights["fitted"]
+    assert sum(weights["weights"]) == pytest.approx(1)
+    assert weights["nll"] <= weights["uniform_nll"] + 1e-9
+
+
+def test_la_takes_the_source_prior_so_no_method_does_again(workshop: Path, tmp_path: Path):
+    assert "gla_ft" not in methods(run_pipeline(recipe_of(workshop), tmp_path))
+
+
+def test_a_prior_from_train_a_loss_with_it_and_no_val(workshop: Path, tmp_path: Path):
+    import shutil
+
+    for split in ("train", "test"):
+        shutil.copytree(workshop / "images" / split, tmp_path / "images" / split)
+    recipe = recipe_of(
+        workshop, f"data.root={tmp_path / 'images'}", "data.val_per_class=0", "prior={split: train, per_class: 3}",
+        "finetune.loss.name=gla_train",
+    )  # fmt: skip
+    run = run_pipeline(recipe, tmp_path / "run")
+    prior = json.loads((run.backbone_dir("tiny_a") / "prior.json").read_text())
+    assert prior["num_samples"] == 9
+    assert not (run.adjusted_dir / "neighbors.json").exists()
+    assert json.loads((run.adjusted_dir / "metrics.json").read_text())["split"] == "test"
+
+
+def test_a_backbone_without_text_tower_goes_along(workshop: Path, tmp_path: Path):
+    seen = Notes()
+    recipe = recipe_of(
+        workshop, 'members.1={name: plain, backbone: "timm:test_vit", weights: random, image_size: 32}'
+    )  # fmt: skip
+    run = run_pipeline(recipe, tmp_path, observer=seen)
+    assert any("plain has no text tower" in note for note in seen.notes)
+    assert not (run.backbone_dir("plain") / "prior.json").exists()
+    assert json.loads((run.member_dir("plain") / "metrics.json").read_text())["n"] == 24
+    # The ensemble's prior is that of the one member which has one.
+    own = json.loads((run.backbone_dir("tiny_a") / "prior.json").read_text())["log_prob"]
+    assert json.loads((run.adjusted_dir / "prior.json").read_text())["log_prob"] == pytest.approx(own)
+    asks = recipe_of(workshop, "finetune.loss.name=gla_train").finetune
+    with pytest.raises(RecipeError, match="plain has none"):
+        run_pipeline(recipe.model_copy(update={"finetune": asks}), tmp_path, update=True)
+
+
+def test_a_second_stage_and_the_best_epoch(workshop: Path, tmp_path: Path):
+    recipe = recipe_of(
+        workshop, "finetune.keep=best", "finetune.second_stage={epochs: 2}", "finetune.epochs=2"
+    )
+    run = run_pipeline(recipe, tmp_path)
+    training = json.loads((run.member_dir("tiny_b") / "training.json").read_text())
+    assert training["best_epoch"] in (1, 2)
+    assert [epoch["epoch"] for epoch in training["second_stage"]["history"]] == [1, 2]
+    assert training["second_stage"]["num_parameters"] < training["num_parameters"]  # the head alone
+    assert not (run.member_dir("tiny_b") / "resume").exists()
+
+
+def test_crops_and_seeds(workshop: Path, tmp_path: Path):
+    recipe = recipe_of(workshop, "evaluate.crops=5", "members.0.seeds=[0, 1]")
+    run = run_pipeline(recipe, tmp_path)
+    assert sorted(path.name for path in (run.root / "members").iterdir()) == [
+        "tiny_a-seed0",
+        "tiny_a-seed1",
+        "tiny_b",
+    ]
+    assert sorted(path.name for path in (run.root / "backbones").iterdir()) == ["tiny_a", "tiny_b"]
+    with open(run.adjusted_dir / "subsets.csv") as file:
+        assert len(list(csv.DictReader(file))) == 7
+
+
+def test_checkpoints_of_other_inputs_are_dropped(tmp_path: Path):
+    for name, identity in (("first", "old"), ("second", "new")):
+        write_checkpoint(tmp_path / name, {"weight": torch.zeros(1)}, {"identity": identity})
+    drop_stale_checkpoints(tmp_path, "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["second"]
+    drop_stale_checkpoints(tmp_path / "none", "new")
