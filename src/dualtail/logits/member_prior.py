@@ -31,7 +31,7 @@ class MemberPrior:
 
     Args:
         weights: ``(M,)`` probabilities, float64.
-        temperatures: ``(M,)`` that the members' logits are divided by, float64.
+        temperatures: ``(M,)`` that the members' logits are divided by, float64; 1 by default.
         rule: the rule of :func:`~dualtail.logits.backdoor.backdoor_adjust` it was fitted for.
         nll: negative log-likelihood in nats on the samples it was fitted to, balanced over classes or not.
         uniform_nll: the same for uniform weights and the temperatures that the fit started from.
@@ -47,7 +47,7 @@ class MemberPrior:
     """
 
     weights: Tensor
-    temperatures: Tensor | None = None
+    temperatures: Tensor = None  # type: ignore[assignment]  # __post_init__ fills in ones
     rule: str = "logits"
     nll: float | None = None
     uniform_nll: float | None = None
