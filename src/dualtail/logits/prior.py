@@ -42,9 +42,10 @@ from dualtail.logits._passes import SoftmaxPasses
 # (counts, probabilities, unnormalised scores).
 _NORMALISATION_TOLERANCE = 1e-4
 
-# Optimality gaps, in nats a sample: good enough to choose the strength, for Newton's method to begin, aimed at,
-# and worth a warning.
-_ROUGH_GAP, _NEAR_GAP, _GAP, _GAP_TO_WARN = 1e-6, 1e-9, 1e-11, 1e-6
+# Optimality gaps, in nats a sample: good enough to choose the strength, aimed at, and worth a warning.
+_ROUGH_GAP, _GAP, _GAP_TO_WARN = 1e-6, 1e-11, 1e-6
+# Where Newton's method begins: once the Hessian is inverted its steps cost a pass each, otherwise several.
+_GAP_FOR_NEWTON = {DenseCurvature: 1e-8, Curvature: 1e-10}
 _TARGET_GAP, _TARGET_ROUNDS = 1e-5, 20
 _STRENGTH_ROUNDS = 8
 # Variances of log-probabilities that are believed: standard deviations from 1 % of a probability to e^10.
@@ -480,6 +481,7 @@ def _refuse_empty_classes(passes: SoftmaxPasses) -> None:
 def _fit(problem: Problem, choose: bool, fit_temperature: bool, fixed_counts: bool, dense: bool) -> _Fit:
     """Solve the problem, first for the strength and the scale where they are to be found."""
     start = torch.zeros_like(problem.log_pi)
+    kind = DenseCurvature if dense and fits_dense(len(start)) else Curvature
     scale: ScaleFit | None = None
     try:
         for _ in range(_STRENGTH_ROUNDS if choose else 0):
@@ -493,7 +495,7 @@ def _fit(problem: Problem, choose: bool, fit_temperature: bool, fixed_counts: bo
             # One round from a strength that is right within a factor of 2 is within a few per cent.
             if abs(math.log(problem.strength / before)) < math.log(2):
                 break
-        point = minimise(problem, start, _NEAR_GAP)
+        point = minimise(problem, start, _GAP_FOR_NEWTON[kind])
         if fit_temperature:
             point, scale = fit_scale(problem, point, _GAP)
     except NotDetermined:
@@ -502,7 +504,6 @@ def _fit(problem: Problem, choose: bool, fit_temperature: bool, fixed_counts: bo
             where="temperature",
             fix="pass a number",
         ) from None
-    kind = DenseCurvature if dense and fits_dense(len(start)) else Curvature
     try:
         point, gap, curvature = certify(problem, point, _GAP, kind)
     except NotDetermined:
