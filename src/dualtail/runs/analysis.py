@@ -16,14 +16,13 @@ from torch import Tensor
 
 from dualtail.data.manifest import Manifest
 from dualtail.errors import RunError
-from dualtail.logits._arrays import row_chunks
 from dualtail.logits.adjust import adjust_logits
-from dualtail.logits.backdoor import RULES, adjust_subsets, backdoor_adjust
+from dualtail.logits.backdoor import RULES, backdoor_adjust, evaluate_subsets
 from dualtail.logits.comparison import paired_test
 from dualtail.logits.groups import GROUP_NAMES, ClassGroups, membership_probabilities
 from dualtail.logits.losses import LOSSES
 from dualtail.logits.member_prior import MemberPrior, fit_member_prior
-from dualtail.logits.metrics import Evaluation, Tally, evaluate
+from dualtail.logits.metrics import Evaluation, evaluate
 from dualtail.logits.neighbors import disagreement, error_correlation, knn_accuracy, linear_cka
 from dualtail.logits.prior import LabelPrior
 from dualtail.runs.members import MemberPlan, plan_backbones
@@ -312,27 +311,23 @@ class _Evaluation:
         )
 
     def _subsets(self) -> list[Row]:
-        rows = []
-        for subset, predictions in adjust_subsets(self.logits.of_members, weights=self.member_prior).items():
-            names = [self.members[index].name for index in subset]
-            metrics = flat_metrics(self._evaluate_predictions(predictions))
-            kept = {key: value for key, value in metrics.items() if key not in ("top5", "nll", "ece")}
-            rows.append({"members": "+".join(names), "m": len(subset), **kept})
-        return rows
-
-    def _evaluate_predictions(self, predictions: Tensor) -> Evaluation:
-        classes = self.manifest.num_classes
-        tally = Tally(classes, calibrated=False)
-        for rows in row_chunks(len(predictions), classes):
-            tally.add(
-                torch.nn.functional.one_hot(predictions[rows], classes).float(), self.logits.labels[rows]
-            )
-        return tally.evaluation(
+        found = evaluate_subsets(
+            self.logits.of_members,
+            self.logits.labels,
+            weights=self.member_prior,
             d_groups=self.d_groups,
             p_groups=self.p_groups,
             split=self.split,
             confidence=self.run.recipe.evaluate.confidence,
         )
+        return [
+            {
+                "members": "+".join(self.members[index].name for index in subset),
+                "m": len(subset),
+                **flat_metrics(evaluation),
+            }
+            for subset, evaluation in found.items()
+        ]
 
     def _per_class(
         self, backbones: dict[str, Evaluation], members: dict[str, Evaluation], adjusted: Evaluation
