@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
+from torch import Tensor, nn
 
 from dualtail.data.manifest import Manifest
+from dualtail.imagespec import ImageSpec
 from dualtail.logits.prior import LabelPrior
 from dualtail.runs.analysis import adjust_members, evaluate_run
+from dualtail.runs.attribution import attribute_run
 from dualtail.runs.members import plan_members
 from dualtail.runs.recipe import Recipe, dump_recipe, parse_recipe
 from dualtail.runs.store import RunDirectory, SplitLogits, write_json, write_logits, write_text
@@ -36,6 +40,7 @@ def make_run(
     seed: int = 0,
     text: bool = True,
     changes: dict[str, Any] | None = None,
+    attribution: bool = False,
 ) -> Path:
     """Write a finished run of ``len(backbones) * len(seeds)`` members and return its directory.
 
@@ -55,6 +60,7 @@ def make_run(
         seed: of what members see, and of the recipe.
         text: whether the backbones have a text tower.
         changes: sections of the recipe.
+        attribution: also write maps of what (stand-ins for) the models look at; needs ``images``.
     """
     names = list(names or [f"class {index:04d}" for index in range(classes)])
     recipe = make_recipe(root, backbones, seeds, seed, changes or {}, images or root / "images")
@@ -75,6 +81,11 @@ def make_run(
             if member.backbone.name == name:
                 write_member(run, member.name, name, member.seed, manifest, 1000 * (number + 1) + member.seed)
     members = plan_members(recipe)
+    if attribution:
+        adjust_members(run, members)
+        keys = [("zero_shot", name) for name in backbones if text] + [("member", m.name) for m in members]
+        models = {key: partial(StandIn, number, len(names)) for number, key in enumerate(keys)}
+        attribute_run(run, manifest, members, "test", models, images=10, steps=4, device="cpu")
     run.write_provenance(
         data={"fingerprint": "f" * 20, "root": recipe.data.root, "splits": manifest.split_sizes},
         seeds=list(seeds),
@@ -89,6 +100,23 @@ def make_run(
     for stage, written in stages[:2]:
         run.mark_done(stage, "inputs", written, 1.5)
     return root
+
+
+class StandIn(nn.Module):
+    """A small convolutional network in place of a foundation model."""
+
+    def __init__(self, seed: int, classes: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 4, 5, 4), nn.Tanh(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(36, classes)
+        )
+        self.backbone = SimpleNamespace(
+            image_spec=ImageSpec(size=28), normalize=lambda images: images / 127.5 - 1
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 5 * self.layers(images)
 
 
 def make_recipe(
@@ -138,7 +166,7 @@ def write_backbone(
 ) -> None:
     folder = run.backbone_dir(name)
     classes = manifest.num_classes
-    info = {"name": name, "backbone": f"open_clip:tiny/{name}", "weights": "random", "family": "open_clip_vit",
+    info = {"name": name, "backbone": f"open_clip:tiny/{name}", "weights": None, "family": "open_clip_vit",
             "has_text": text, "feature_dim": FEATURES, "image_size": 32, "parameters": 123456,
             "weights_fingerprint": "0123456789ab"}  # fmt: skip
     write_json(folder / "backbone.json", info)

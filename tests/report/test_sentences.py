@@ -37,16 +37,20 @@ def test_five_lines(results: RunResults) -> None:
     ]  # fmt: skip
 
 
+BETTER_BUT = "better than openclip and metaclip, but no difference to clip can be told"
+BETTER_AND_WORSE = "better than openclip and metaclip and worse than clip; the difference to clip is -2.0"
+
+
 @pytest.mark.parametrize(
     ("bounds", "claim"),
     [
         ([(0.01, 0.03), (0.02, 0.04), (0.001, 0.01)], "better than every member; over the best, metaclip"),
-        ([(-0.01, 0.03), (0.02, 0.04), (0.01, 0.05)], "better than openclip and metaclip, but no difference to clip"),
+        ([(-0.01, 0.03), (0.02, 0.04), (0.01, 0.05)], BETTER_BUT),
         ([(-0.01, 0.03), (-0.02, 0.04), (-0.01, 0.05)], "No difference to any member can be told"),
-        ([(-0.03, -0.01), (0.02, 0.04), (0.01, 0.05)], "worse than clip: the difference to clip is -2.0 points"),
+        ([(-0.03, -0.01), (0.02, 0.04), (0.01, 0.05)], BETTER_AND_WORSE),
         ([(0.0, 0.03), (0.0, 0.04), (0.0, 0.05)], "No difference to any member can be told"),
     ],
-)  # fmt: skip
+)
 def test_headline_follows_the_intervals(
     results: RunResults, bounds: list[tuple[float, float]], claim: str
 ) -> None:

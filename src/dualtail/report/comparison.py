@@ -64,10 +64,12 @@ def print_runs(roots: Sequence[Path | str], console: Console | None = None) -> N
     """
     console = console or plain_console()
     runs = [read_results(root) for root in roots]
-    for run in runs:
+    for place, run in enumerate(runs):
+        if place:
+            console.print()
         print_results(run, console)
-        console.print()
     if len(runs) > 1:
+        console.print()
         found = compare_runs(runs, [read_samples(run) for run in runs])
         console.print(f"[bold]{len(runs)} runs compared[/bold]")
         console.print(escape(found.sentence), soft_wrap=True)

@@ -24,6 +24,7 @@ from dualtail import __version__
 from dualtail.errors import RunError
 from dualtail.logits.groups import GROUP_NAMES
 from dualtail.logits.intervals import normal_quantile
+from dualtail.report.attribution import Attribution, read_attribution
 from dualtail.report.comparison import Comparison, compare_runs, distinct_names
 from dualtail.report.explorer import class_columns, image_data
 from dualtail.report.looks import Look, backbone_colors, model_looks
@@ -88,6 +89,7 @@ class RunView:
         charts: its charts by key.
         images_note: what pictures are missing, or nothing.
         provenance: where it comes from.
+        attribution: what its models look at, if it has maps.
         data: for the page's script.
         images: pictures for the page's script.
     """
@@ -106,6 +108,7 @@ class RunView:
     charts: dict[str, Chart]
     images_note: str
     provenance: Provenance
+    attribution: Attribution | None
     data: dict[str, Any]
     images: dict[str, Any] = field(repr=False)
 
@@ -190,12 +193,14 @@ def _view(
     if samples is not None:
         charts += reliability_charts(results, samples, colors)
     pictures, images_note = image_data(results, samples, budget)
+    attribution = read_attribution(results, colors) if budget else None
     data = {
         "name": name,
         "split": results.classes.evaluated_on,
         "z": round(normal_quantile(results.recipe.evaluate.confidence), 4),
         "charts": _figures(charts),
         "classes": class_columns(results, samples, colors),
+        "attribution": attribution.data if attribution else None,
     }
     return RunView(
         key=key,
@@ -212,6 +217,7 @@ def _view(
         charts={chart.key: chart for chart in charts},
         images_note=images_note,
         provenance=describe_provenance(results),
+        attribution=attribution,
         data=data,
         images=pictures,
     )

@@ -23,8 +23,9 @@ from dualtail.errors import RunError
 from dualtail.logits._arrays import row_chunks
 from dualtail.logits.backdoor import backdoor_adjust
 from dualtail.logits.calibration import ReliabilityCurve
-from dualtail.logits.member_prior import MemberPrior
 from dualtail.report.results import RunResults
+from dualtail.runs.analysis import read_member_prior
+from dualtail.runs.store import RunDirectory
 
 ENSEMBLE = "adjusted"
 
@@ -86,8 +87,7 @@ def read_samples(results: RunResults) -> Samples | None:
     if not members or not all(files[key].is_file() for key in members):
         return None
     labels, sample_ids = _read_ids(files[members[0]], split)
-    weights = results.weights
-    prior = MemberPrior(weights["weights"], weights.get("temperatures"), rule=weights["rule"])
+    prior = read_member_prior(RunDirectory(results.root, results.recipe))
     found: dict[tuple[str, str], list[list[Tensor]]] = {key: [] for key in [*files, (ENSEMBLE, "")]}
     for rows, logits in _chunks(files, split, len(labels)):
         target = torch.from_numpy(labels[rows])

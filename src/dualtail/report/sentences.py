@@ -62,6 +62,11 @@ def _data(results: RunResults) -> str:
 def _members(results: RunResults) -> str:
     names = and_list([member.name for member in results.members])
     line = f"{count(len(results.members), 'member')}: {names}."
+    random = [backbone.name for backbone in results.backbones if backbone.info.get("weights") == "random"]
+    if random:
+        line += (
+            f" The weights of {and_list(random)} began at random, so their priors tell of no pre-training."
+        )
     without = [backbone.name for backbone in results.backbones if backbone.prior is None]
     if results.backbones and len(without) == len(results.backbones):
         return f"{line} No backbone has a text tower, so there is no pre-training prior and there are no P-groups."
@@ -113,21 +118,22 @@ def _against_members(results: RunResults) -> str:
         return ""
     better = [name for name, difference in found if difference.low > 0]  # type: ignore[operator]
     worse = [name for name, difference in found if difference.high < 0]  # type: ignore[operator]
+    rest = [name for name, _ in found if name not in better and name not in worse]
     name, least = min(found, key=lambda pair: pair[1].value or 0.0)
     points = f"{format_value('points', least.value)} points ({format_interval('points', least)})"
     if len(better) == len(found):
         return f"It is better than every member; over the best, {name}, by {points}, on the same images."
-    if worse:
-        return (
-            f"It is worse than {and_list(worse)}: the difference to {name} is {points}, on the same images."
-        )
-    rest = [name for name, _ in found if name not in better]
-    if not better:
+    if len(rest) == len(found):
         return f"No difference to any member can be told from these images; that to {name} is {points}."
-    return (
-        f"It is better than {and_list(better)}, but no difference to {and_list(rest)} can be told from these "
-        f"images; that to {name} is {points}."
-    )
+    parts = []
+    if better:
+        parts.append(f"better than {and_list(better)}")
+    if worse:
+        parts.append(f"worse than {and_list(worse)}")
+    line = f"It is {' and '.join(parts)}"
+    if rest:
+        line += f", but no difference to {and_list(rest)} can be told from these images"
+    return f"{line}; the difference to {name} is {points}."
 
 
 def overall_comparisons(results: RunResults) -> list[Row]:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from dualtail.data.loader import eval_loader
+from dualtail.data.loader import Batch, eval_loader
 from dualtail.data.manifest import Manifest
 from dualtail.data.transforms import eval_transform
 from dualtail.engine.attribution import AttributionMaps, Differentiable, attribution_maps, map_correlation
@@ -56,8 +56,8 @@ def attribute_run(
         manifest: its images.
         members: its members.
         split: the split that its results are measured on.
-        models: ``("zero_shot", backbone)`` and ``("member", name)`` to a function that loads the model; one at a time is
-            held. Backbones without text tower have no score of a class and are left out by the caller.
+        models: ``("zero_shot", backbone)`` and ``("member", name)`` to a function that loads the model; one at a
+            time is held. Backbones without text tower have no score of a class: leave them out.
         images: images drawn at random; those of the weakest classes come on top.
         steps: points of the integral.
         device: where the work is done.
@@ -81,7 +81,7 @@ def attribute_run(
         transform = eval_transform(model.backbone.image_spec, crops=1)
         loader = eval_loader(picked, {transform.key: transform}, batch_size=_BATCH, workers=0)
         if shown is None:
-            shown = torch.cat([_shrink(batch.images[transform.key]) for batch in loader])
+            shown = torch.cat([_shrink(views_of(batch)[transform.key]) for batch in loader])
         found[key] = attribution_maps({"": model}, loader, steps=steps, device=device)[""]
     folder = run.root / "attribution"
     _write_maps(folder / "maps.safetensors", found, shown)
@@ -121,7 +121,9 @@ def choose_images(
     right = (scores.argmax(1) == labels).numpy()
     label = labels.numpy()
     present = np.unique(label)
-    weakness = [(right[label == index].mean(), truth[label == index].mean(), index) for index in present.tolist()]
+    weakness = [
+        (right[label == index].mean(), truth[label == index].mean(), index) for index in present.tolist()
+    ]
     worst = [
         int(row)
         for _, _, index in sorted(weakness)[:WEAK_CLASSES]
@@ -129,7 +131,15 @@ def choose_images(
     ]
     rest = np.setdiff1d(np.arange(len(label)), worst)
     drawn = np.random.default_rng([seed, 6]).permutation(rest)[:images]
-    return np.array([*worst, *drawn.tolist()], dtype=np.int64), ["worst"] * len(worst) + ["random"] * len(drawn)
+    return np.array([*worst, *drawn.tolist()], dtype=np.int64), ["worst"] * len(worst) + ["random"] * len(
+        drawn
+    )
+
+
+def views_of(batch: Batch) -> dict[str, Tensor]:
+    """Return a batch's images by the key of their transform."""
+    assert isinstance(batch.images, dict)  # as those of an eval loader are
+    return batch.images
 
 
 def _shrink(images: Tensor) -> Tensor:

@@ -518,7 +518,7 @@
         element("span", {}, place < 0 ? "" : `${count(place + 1)} of ${count(order.length)}`),
         element("button", { type: "button", "aria-label": "close", title: "close (Esc)", onclick: closeDrawer }, "✕")),
       title, element("div", { class: "tags" }, ...tags), element("p", { class: "note" }, facts.join(" · ")),
-      ...[accuracies, confusions, pictures, priors].map((part) => part(run, index)).filter(Boolean),
+      ...[accuracies, confusions, pictures, mapsOfClass, priors].map((part) => part(run, index)).filter(Boolean),
     );
     drawer.root.hidden = false;
     drawer.root.scrollTop = 0;
@@ -546,7 +546,7 @@
     const rows = run.models.map((model) => {
       const right = model.correct[index], [low, high] = wilson(right, total, run.data.z);
       const cells = [percent(right / total), `${right} of ${total}`, `${percent(low)}–${percent(high)}`];
-      return element("tr", {}, element("th", { scope: "row" }, swatch(model), " ", model.label), ...cells.map((text) => element("td", { class: "n" }, text)));
+      return element("tr", {}, element("th", { scope: "row" }, swatch(model), "\u00a0", model.label), ...cells.map((text) => element("td", { class: "n" }, text)));
     });
     return block("Accuracy", simpleTable(["model", "%", "right", "interval"], rows));
   }
@@ -556,7 +556,7 @@
     const rows = run.classes.priors.map((prior) => {
       const log = prior.log[index], error = prior.se ? run.data.z * prior.se[index] : null;
       const model = run.models.find((found) => found.kind === "zero_shot" && found.name === prior.name);
-      const head = element("th", { scope: "row" }, ...(model ? [swatch(model), " "] : []), prior.name);
+      const head = element("th", { scope: "row" }, ...(model ? [swatch(model), "\u00a0"] : []), prior.name);
       const interval = error === null ? "–" : `${times(log - error)}–${times(log + error)}`;
       return element("tr", {}, head, element("td", { class: "n" }, times(log)), element("td", { class: "n" }, interval));
     });
@@ -583,12 +583,77 @@
       // With one member the ensemble is that member.
       const answers = run.members.length > 1 ? predictions : predictions.slice(0, 1);
       const items = answers.map((guess, place) => element("li", { class: guess === index ? "right" : null },
-        swatch(looks[place]), " ", guess === index ? "right" : run.classes.names[guess], place === 0 ? ` ${percent(confidence, 0)} %` : ""));
+        swatch(looks[place]), "\u00a0", guess === index ? "right" : run.classes.names[guess], place === 0 ? ` ${percent(confidence, 0)} %` : ""));
       return element("figure", { title: file },
         element("img", { src: "data:image/jpeg;base64," + jpeg, alt: file, loading: "lazy", width: 96, height: 96 }),
         element("figcaption", {}, `truth ${percent(truth, 0)} % · ${file.split("/").pop()}`), element("ul", {}, ...items));
     });
     return block(`Worst ${run.split} images`, element("div", { class: "pictures" }, ...figures));
+  }
+
+  // --- what each member looks at
+
+  const FOR = [213, 94, 0], AGAINST = [0, 114, 178];
+
+  // The image in grey, and over it what each part adds: orange for, blue against, clear where nothing.
+  function drawMap(canvas, image, packed, cells) {
+    const context = canvas.getContext("2d");
+    const { width, height } = canvas;
+    context.drawImage(image, 0, 0, width, height);
+    context.globalCompositeOperation = "saturation";
+    context.fillStyle = "#808080";
+    context.fillRect(0, 0, width, height);
+    context.globalCompositeOperation = "source-over";
+    const values = Int8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
+    const heat = new ImageData(cells, cells);
+    values.forEach((value, place) => {
+      heat.data.set(value > 0 ? FOR : AGAINST, 4 * place);
+      heat.data[4 * place + 3] = Math.round(1.5 * Math.abs(value));
+    });
+    const small = document.createElement("canvas");
+    small.width = small.height = cells;
+    small.getContext("2d").putImageData(heat, 0, 0);
+    context.imageSmoothingEnabled = true;
+    context.drawImage(small, 0, 0, width, height);
+  }
+
+  function mapsTable(run, places) {
+    const { attribution } = run.data, { models } = attribution;
+    // A member stands beside what it was before.
+    const members = models.filter((model) => model.kind === "member");
+    const backbones = [...new Set(models.map((model) => model.backbone))];
+    const order = backbones.flatMap((name) => [
+      ...models.filter((model) => model.kind === "zero_shot" && model.name === name), ...members.filter((model) => model.backbone === name)]);
+    const head = element("tr", {}, element("th", { scope: "col" }, "image"), element("th", { scope: "col" }),
+      ...order.map((model) => element("th", { scope: "col" }, swatch(model), "\u00a0", model.label)));
+    const rows = places.map((place) => {
+      const index = attribution.labels[place];
+      const picture = element("img", { src: "data:image/jpeg;base64," + attribution.images[place], alt: attribution.files[place], title: attribution.files[place], width: 96, height: 96 });
+      const cells = order.map((model) => {
+        const canvas = element("canvas", { width: 192, height: 192, role: "img", "aria-label": `map of ${model.label}` });
+        const paint = () => drawMap(canvas, picture, model.maps[place], model.cells);
+        if (picture.complete && picture.naturalWidth) paint();
+        else picture.addEventListener("load", paint);
+        return element("td", {}, canvas, element("small", {}, percent(model.truth[place]) + " %"));
+      });
+      const link = element("a", { href: `#${run.key}-class-${index}` }, run.classes.names[index]);
+      return element("tr", {}, element("th", { scope: "row" }, link, element("br"), attribution.worst[place] ? "one of its worst" : "drawn at random"), element("td", {}, picture), ...cells);
+    });
+    return element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows));
+  }
+
+  function mapsOfClass(run, index) {
+    if (!run.data.attribution) return null;
+    const places = run.data.attribution.labels.flatMap((label, place) => (label === index ? [place] : []));
+    if (!places.length) return null;
+    return block("What each member looks at", element("div", { class: "scroll maps" }, mapsTable(run, places)));
+  }
+
+  function showMaps() {
+    for (const root of document.querySelectorAll("section > .maps[data-run]")) {
+      const run = RUNS[root.dataset.run];
+      idle(() => root.replaceChildren(mapsTable(run, run.data.attribution.labels.map((_, place) => place))));
+    }
   }
 
   // --- where we are
@@ -660,6 +725,7 @@
   });
   window.addEventListener("afterprint", repaint);
   prepareCharts();
+  showMaps();
   loadLibrary().then(startPainting, (error) => {
     for (const { plot } of waiting) {
       plot.classList.remove("waiting");
