@@ -1,7 +1,7 @@
 """The stages of a run, each skipped when the fingerprint of its inputs stands.
 
-``zero_shot`` -> ``prior`` -> ``finetune`` -> ``logits`` -> ``adjust`` -> ``evaluate``. The first and the middle two
-work on images; everything else is arithmetic on the logits that they left on disk.
+``zero_shot`` -> ``prior`` -> ``finetune`` -> ``logits`` -> ``adjust`` -> ``evaluate`` -> ``attribution``. The first,
+the middle two and the last work on images; everything else is arithmetic on the logits that they left on disk.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from dualtail.models.head_init import HEAD_INITS, head_weight
 from dualtail.models.text import class_text_features
 from dualtail.models.zero_shot import ZeroShotClassifier
 from dualtail.runs.analysis import adjust_members, evaluate_run
+from dualtail.runs.attribution import attribute_run
 from dualtail.runs.choices import read_descriptions, refuse_choice_faults
 from dualtail.runs.dataset import build_manifest, evaluation_split, find_problems, prior_sample
 from dualtail.runs.members import BackbonePlan, MemberPlan, plan_backbones, plan_members
@@ -112,6 +114,7 @@ class Pipeline:
         self.logits()
         self.adjust()
         self.evaluate()
+        self.attribution()
         if self.team.leads:
             self.run.write_provenance()
 
@@ -376,6 +379,46 @@ class Pipeline:
             if self.team.leads:
                 written = evaluate_run(self.run, self.manifest, self.members, self.split)
                 self.run.mark_done("evaluate", inputs, written, clock.seconds())
+
+    def attribution(self) -> None:
+        """Maps of what each model looks at, before and after tuning, for the report."""
+        wanted = self.recipe.evaluate.attribution
+        if wanted is None:
+            return
+        inputs = fingerprint(self._adjust_inputs(), wanted.model_dump(mode="json"))
+        if self._is_done("attribution", "", inputs):
+            return
+        with self._stage("attribution") as clock:
+            if self.team.leads:
+                written = attribute_run(
+                    self.run,
+                    self.manifest,
+                    self.members,
+                    self.split,
+                    self._attributed_models(),
+                    images=wanted.images,
+                    steps=wanted.steps,
+                    device=self.device,
+                    progress=self.observer.progress,
+                )
+                self.run.mark_done("attribution", inputs, written, clock.seconds())
+
+    def _attributed_models(self) -> dict[tuple[str, str], Callable[[], ZeroShotClassifier | Classifier]]:
+        """Return how to load each model that has scores of the classes."""
+
+        def zero_shot(plan: BackbonePlan) -> ZeroShotClassifier:
+            backbone = self._load_backbone(plan)
+            return ZeroShotClassifier(backbone, self._text_features(backbone))
+
+        def tuned(member: MemberPlan) -> Classifier:
+            return load_classifier(self.run.member_dir(member.name), device=self.device)
+
+        untuned = {
+            ("zero_shot", plan.name): partial(zero_shot, plan)
+            for plan in self.backbones
+            if self._has_text(plan)
+        }
+        return {**untuned, **{("member", member.name): partial(tuned, member) for member in self.members}}
 
     # What a stage depends on.
 

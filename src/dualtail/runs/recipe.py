@@ -236,11 +236,22 @@ class Neighbors(Section):
     """A neighbour's vote is ``exp(cosine / temperature)``."""
 
 
+class Attribution(Section):
+    """What each model looks at, before and after tuning: integrated gradients on some images."""
+
+    images: PositiveInt = 24
+    """Images drawn at random; some of the weakest classes come on top."""
+    steps: PositiveInt = 16
+    """Points of the integral."""
+
+
 class Evaluate(Section):
     """What is measured on the test split."""
 
     groups: Groups = Groups()
     neighbors: Neighbors = Neighbors()
+    attribution: Attribution | None = Attribution()
+    """Nothing (``null``) leaves the maps out."""
     confidence: Fraction = 0.95
     """Nominal coverage of the intervals."""
     crops: Literal[1, 5, 10] = 1
