@@ -176,11 +176,11 @@ def test_several_crops_are_refused(labels: Tensor) -> None:
         attribution_maps({"m": Smooth()}, Loader(images, labels), device="cpu")
 
 
-def test_maps_of_different_grids_that_do_not_nest() -> None:
-    with pytest.raises(InputError, match="do not nest"):
-        map_correlation(torch.zeros(1, 3, 3), torch.zeros(1, 2, 2))
-    with pytest.raises(InputError, match=r"expected \(N, G, G\)"):
-        map_correlation(torch.zeros(1, 3, 3), torch.zeros(2, 3, 3))
+def test_maps_of_grids_that_do_not_nest_are_averaged_to_the_coarser() -> None:
+    fine, coarse = torch.zeros(1, 10, 10), torch.zeros(1, 8, 8)
+    fine[0, :5], coarse[0, :4] = 1, 1
+    assert map_correlation(fine, coarse).item() > 0.99
+    assert map_correlation(fine, -coarse).item() < -0.99
 
 
 @pytest.mark.parametrize("name", ["timm:test_vit", "timm:test_resnet"])

@@ -114,7 +114,7 @@ def test_seeds_of_one_backbone_are_members_that_share_it():
 @pytest.mark.parametrize(
     ("members", "line"),
     [
-        ([{"backbone": "timm:a"}, {"backbone": "timm:a"}], "two members are called 'a'"),
+        ([{"backbone": "timm:a"}, {"backbone": "timm:a"}], "two different backbones are called 'a'"),
         ([{"backbone": "timm:a", "name": "../a"}], "cannot name a folder"),
     ],
 )

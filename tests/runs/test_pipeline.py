@@ -7,16 +7,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from dualtail.engine.checkpoint import write_checkpoint
-from dualtail.errors import RecipeError
+from dualtail.errors import DualtailError, RecipeError
+from dualtail.logits.metrics import evaluate
+from dualtail.logits.prior import LabelPrior
+from dualtail.runs.analysis import remaining_source_prior
 from dualtail.runs.observer import Observer
 from dualtail.runs.pipeline import drop_stale_checkpoints, run_pipeline
 from dualtail.runs.recipe import Recipe, apply_override, parse_recipe
-from dualtail.runs.store import RunDirectory
+from dualtail.runs.store import RunDirectory, read_logits
 
 
 def recipe_of(workshop: Path, *overrides: str) -> Recipe:
@@ -119,3 +123,74 @@ def test_checkpoints_of_other_inputs_are_dropped(tmp_path: Path):
     drop_stale_checkpoints(tmp_path, "new")
     assert [path.name for path in tmp_path.iterdir()] == ["second"]
     drop_stale_checkpoints(tmp_path / "none", "new")
+
+
+def test_a_backbone_that_takes_anothers_name_leaves_nothing_of_it(workshop: Path, tmp_path: Path):
+    run_pipeline(recipe_of(workshop, "members.1.name=second"), tmp_path)
+    plain = recipe_of(
+        workshop, 'members.1={name: second, backbone: "timm:test_vit", weights: random, image_size: 32}'
+    )
+    run = run_pipeline(plain, tmp_path, update=True)
+    assert not (run.backbone_dir("second") / "zero_shot.safetensors").exists()
+    assert not (run.backbone_dir("second") / "prior.json").exists()
+    assert "prior/second" not in run.stages()
+    with open(run.adjusted_dir / "methods.csv") as file:
+        assert [row["members"] for row in csv.DictReader(file) if row["method"] == "zero_shot"] == ["tiny_a"]
+
+
+def test_a_run_that_fails_at_once_leaves_the_directory_free(workshop: Path, tmp_path: Path):
+    broken = recipe_of(workshop, f"data.root={tmp_path}", "name=other")
+    with pytest.raises(DualtailError):
+        run_pipeline(broken, tmp_path / "run")
+    run_pipeline(recipe_of(workshop), tmp_path / "run")
+
+
+def test_the_temperature_of_a_prior_is_that_of_its_logits(workshop: Path, tmp_path: Path):
+    """Scaling zero-shot logits and fixing the temperature at that scale changes no adjusted answer."""
+    plain = run_pipeline(recipe_of(workshop), tmp_path / "a")
+    halved = run_pipeline(recipe_of(workshop, "prior.temperature=2.0"), tmp_path / "b")
+    prior = LabelPrior.from_dict(json.loads((halved.backbone_dir("tiny_a") / "prior.json").read_text()))
+    logits = read_logits(halved.backbone_dir("tiny_a") / "zero_shot.safetensors", "test")
+    expected = evaluate(logits.logits / 2 - prior.log_prob.float(), logits.labels)
+    with open(halved.adjusted_dir / "methods.csv") as file:
+        row = next(
+            row for row in csv.DictReader(file) if row["method"] == "gla_zs" and row["members"] == "tiny_a"
+        )
+    assert float(row["nll"]) == pytest.approx(expected.nll, rel=1e-5)
+    assert plain.root != halved.root
+
+
+@pytest.mark.parametrize(
+    ("overrides", "left"),
+    [
+        (["finetune.loss.name=ce"], [40, 16, 4]),
+        (["finetune.loss.name=la"], None),
+        (["finetune.loss.name=ce", "finetune.sampling=class_balanced"], None),
+        (["finetune.loss.name=ce", "finetune.second_stage={}"], None),
+        (["finetune.loss.name=la", "finetune.second_stage={sampling: instance}"], [40, 16, 4]),
+    ],
+)
+def test_what_of_the_source_prior_training_leaves(
+    workshop: Path, overrides: list[str], left: list[int] | None
+):
+    found = remaining_source_prior(recipe_of(workshop, *overrides).finetune, np.array([40, 16, 4]))
+    if left is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert found.prob.tolist() == pytest.approx([count / sum(left) for count in left])
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("finetune.warmup_epochs=99.0", "warmup_epochs"),
+        ("adjust={rule: median, weights: fitted}", "cannot be fitted under the rule median"),
+        ("finetune={tuner: {name: none}, second_stage: {only: [tuner]}}", "trains nothing"),
+        ("finetune.learning_rate=.inf", "finite"),
+    ],
+)
+def test_what_would_fail_late_is_refused_first(workshop: Path, tmp_path: Path, override: str, line: str):
+    with pytest.raises(DualtailError, match=line):
+        run_pipeline(recipe_of(workshop, override), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -96,7 +96,8 @@ def test_stages_are_done_only_for_their_inputs(tmp_path: Path, recipe: Recipe):
 
 
 def test_a_directory_of_another_recipe_is_refused_with_both_ways_out(tmp_path: Path, recipe: Recipe):
-    RunDirectory.open(tmp_path, recipe).close()
+    with RunDirectory.open(tmp_path, recipe) as run:
+        run.mark_done("prior", "f1", [], 1.0)
     other = recipe.model_copy(update={"seed": 7})
     with pytest.raises(RunError) as error:
         RunDirectory.open(tmp_path, other)
@@ -108,8 +109,26 @@ def test_a_directory_of_another_recipe_is_refused_with_both_ways_out(tmp_path: P
         assert RunDirectory.read(tmp_path).recipe == other
 
 
-def test_runtime_settings_do_not_make_another_recipe(tmp_path: Path, recipe: Recipe):
+def test_a_directory_without_results_is_free(tmp_path: Path, recipe: Recipe):
     RunDirectory.open(tmp_path, recipe).close()
+    RunDirectory.open(tmp_path, recipe.model_copy(update={"seed": 7})).close()
+
+
+def test_outputs_that_are_nobodys_any_more_are_deleted(tmp_path: Path, recipe: Recipe):
+    with RunDirectory.open(tmp_path, recipe) as run:
+        for name in ("a", "b"):
+            write_json(tmp_path / f"{name}.json", {})
+        run.mark_done("prior", "f1", [tmp_path / "a.json", tmp_path / "b.json"], 1.0)
+        run.mark_done("prior", "f2", [tmp_path / "b.json"], 1.0)
+        assert not (tmp_path / "a.json").exists()
+        run.forget("prior")
+        assert not (tmp_path / "b.json").exists()
+        assert run.stages() == {}
+
+
+def test_runtime_settings_do_not_make_another_recipe(tmp_path: Path, recipe: Recipe):
+    with RunDirectory.open(tmp_path, recipe) as run:
+        run.mark_done("prior", "f1", [], 1.0)
     slower = recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"workers": 0})})
     RunDirectory.open(tmp_path, slower).close()
 

@@ -69,6 +69,9 @@ def run() -> None:
         # The reader of our output went away (`| head`); a second failure at exit is avoided by a closed stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        # A full disk, a directory without permission: the user's to mend. Results are written whole or not at all.
+        sys.exit(_say(f"error: {error.filename or 'a file'}: {error.strerror or error}", 2))
     sys.exit(code if isinstance(code, int) else 0)
 
 

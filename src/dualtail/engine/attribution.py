@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dualtail.engine.inference import EvalLoader
 from dualtail.engine.precision import resolve_device
@@ -177,7 +178,7 @@ def map_correlation(first: Tensor, second: Tensor) -> Tensor:
 
     Args:
         first: ``(N, G, G)``.
-        second: ``(N, H, H)``; the coarser of the two grids must divide the finer one, which is summed to it.
+        second: ``(N, H, H)``; the finer of the two grids is averaged to the coarser one.
 
     Returns:
         ``(N,)`` float32 in [-1, 1]; NaN for an image where a map is the same everywhere.
@@ -195,9 +196,8 @@ def map_correlation(first: Tensor, second: Tensor) -> Tensor:
             f"maps have shapes {tuple(first.shape)} and {tuple(second.shape)}", fix="expected (N, G, G)"
         )
     side = min(first.shape[1], second.shape[1])
-    if first.shape[1] % side or second.shape[1] % side:
-        raise InputError(f"grids of {first.shape[1]} and {second.shape[1]} cells a side do not nest")
-    flat = [_on_grid(maps, side).flatten(1).double() for maps in (first, second)]
+    # Cells of two grids that do not nest overlap: the average is then an approximate one.
+    flat = [F.adaptive_avg_pool2d(maps[:, None].double(), side).flatten(1) for maps in (first, second)]
     centred = [values - values.mean(1, keepdim=True) for values in flat]
     lengths = centred[0].norm(dim=1) * centred[1].norm(dim=1)
     return ((centred[0] * centred[1]).sum(1) / lengths).clamp(-1, 1).float()

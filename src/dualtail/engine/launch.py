@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
@@ -68,7 +69,8 @@ def join_processes(device: str | torch.device = "auto") -> PartialState:
         wanted = resolve_device(device)
         if wanted.type == "cuda":
             torch.cuda.set_device(wanted)
-        return PartialState(cpu=wanted.type == "cpu")
+        # A process may wait for hours: for members that take longer, or for the first one's arithmetic.
+        return PartialState(cpu=wanted.type == "cpu", timeout=timedelta(days=7))
     return PartialState()
 
 

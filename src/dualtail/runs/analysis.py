@@ -11,7 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dualtail.data.manifest import Manifest
@@ -25,7 +27,8 @@ from dualtail.logits.member_prior import MemberPrior, fit_member_prior
 from dualtail.logits.metrics import Evaluation, evaluate
 from dualtail.logits.neighbors import disagreement, error_correlation, knn_accuracy, linear_cka
 from dualtail.logits.prior import LabelPrior
-from dualtail.runs.members import MemberPlan, plan_backbones
+from dualtail.runs.members import BackbonePlan, MemberPlan, plan_backbones, plan_members
+from dualtail.runs.recipe import Finetune, Loss  # noqa: F401 (Loss: the example)
 from dualtail.runs.store import RunDirectory, SplitLogits, read_json, read_logits, write_csv, write_json
 
 Row = dict[str, Any]
@@ -55,11 +58,11 @@ class Logits:
     @cached_property
     def zero_shot(self) -> dict[str, Tensor]:
         """Backbone name to zero-shot logits ``(N, C)``, of the backbones that have a text tower."""
-        paths = {
-            plan.name: self.run.backbone_dir(plan.name) / "zero_shot.safetensors"
-            for plan in plan_backbones(self.members)
+        plans = [plan for plan in plan_backbones(self.members) if has_text(self.run, plan)]
+        return {
+            plan.name: self._read(self.run.backbone_dir(plan.name) / "zero_shot.safetensors").logits
+            for plan in plans
         }
-        return {name: self._read(path).logits for name, path in paths.items() if path.exists()}
 
     @cached_property
     def labels(self) -> Tensor:
@@ -80,10 +83,18 @@ class Logits:
         return found
 
 
+def has_text(run: RunDirectory, plan: BackbonePlan) -> bool:
+    """Whether a backbone has a text tower, hence zero-shot logits and a prior of its own."""
+    return bool(read_json(run.backbone_dir(plan.name) / "backbone.json")["has_text"])
+
+
 def read_priors(run: RunDirectory, members: Sequence[MemberPlan]) -> dict[str, LabelPrior]:
     """Return backbone name to pre-training prior, of those that have one."""
-    paths = {plan.name: run.backbone_dir(plan.name) / "prior.json" for plan in plan_backbones(members)}
-    return {name: LabelPrior.from_dict(read_json(path)) for name, path in paths.items() if path.exists()}
+    return {
+        plan.name: LabelPrior.from_dict(read_json(run.backbone_dir(plan.name) / "prior.json"))
+        for plan in plan_backbones(members)
+        if has_text(run, plan)
+    }
 
 
 def ensemble_prior(run: RunDirectory, members: Sequence[MemberPlan]) -> LabelPrior | None:
@@ -126,7 +137,12 @@ def adjust_members(run: RunDirectory, members: Sequence[MemberPlan]) -> list[Pat
 
 def read_member_prior(run: RunDirectory) -> MemberPrior:
     """Return the P(c) that :func:`adjust_members` wrote."""
-    stored = read_json(run.adjusted_dir / "weights.json")
+    path = run.adjusted_dir / "weights.json"
+    stored = read_json(path)
+    if stored["members"] != [member.name for member in plan_members(run.recipe)]:
+        raise RunError(
+            "is of other members than the recipe's", where=str(path), fix="finish 'dualtail run' first"
+        )
     return MemberPrior(stored["weights"], stored["temperatures"], rule=stored["rule"])
 
 
@@ -257,26 +273,20 @@ class _Evaluation:
     def _methods(self) -> Iterator[Method]:
         """Yield every method that the run's logits allow, one at a time: each holds N x C numbers."""
         loss = self.run.recipe.finetune.loss.name
-        takes_source = "source_prior" in LOSSES[loss].needs or "counts" in LOSSES[loss].needs
-        zero_shot, priors = self.logits.zero_shot, self.priors
+        zero_shot = self.logits.zero_shot
         for name, scores in zero_shot.items():
             yield Method("zero_shot", "zero-shot", (name,), scores)
-            adjusted = adjust_logits(scores, "gla_zs", pretrain_prior=priors[name])
+            adjusted = adjust_logits(self._calibrated(name), "gla_zs", pretrain_prior=self.priors[name])
             yield Method("gla_zs", "zero-shot, GLA-ZS", (name,), adjusted)
         if len(zero_shot) > 1:
-            yield Method(
-                "zero_shot_mean",
-                "zero-shot, mean",
-                tuple(zero_shot),
-                backdoor_adjust(list(zero_shot.values())),
-            )
-        source = None if takes_source else LabelPrior.from_counts(self.manifest.counts("train"))
+            mean = backdoor_adjust(list(zero_shot.values()))
+            yield Method("zero_shot_mean", "zero-shot, mean", tuple(zero_shot), mean)
+        source = remaining_source_prior(self.run.recipe.finetune, self.manifest.counts("train"))
         for member, scores in zip(self.members, self.logits.of_members, strict=True):
             yield Method("member", f"fine-tuned, {loss}", (member.name,), scores)
             if source is not None:
-                yield Method(
-                    "gla_ft", f"fine-tuned, {loss}, GLA-FT", (member.name,), self._minus(scores, source)
-                )
+                adjusted = adjust_logits(scores, "gla_ft", source_prior=source)
+                yield Method("gla_ft", f"fine-tuned, {loss}, GLA-FT", (member.name,), adjusted)
             if member.backbone.name in zero_shot:
                 joint = self._with_gla([member], [scores], source, "logits")
                 yield Method("gla", f"fine-tuned, {loss}, GLA", (member.name,), joint)
@@ -291,22 +301,21 @@ class _Evaluation:
                 joint = self._with_gla(self.members, self.logits.of_members, source, chosen)
                 yield Method("backdoor_gla", "backdoor with GLA", names, joint)
 
-    def _minus(self, scores: Tensor, source: LabelPrior) -> Tensor:
-        return adjust_logits(scores, "gla_ft", source_prior=source)
+    def _calibrated(self, backbone: str) -> Tensor:
+        """Return zero-shot logits over the temperature that their prior was estimated at."""
+        scores, temperature = self.logits.zero_shot[backbone], self.priors[backbone].temperature
+        return scores if temperature in (None, 1.0) else scores / temperature
 
     def _with_gla(
         self, members: Sequence[MemberPlan], scores: Sequence[Tensor], source: LabelPrior | None, rule: str
     ) -> Tensor:
         names = [member.backbone.name for member in members]
-        weights = self.member_prior.weights if len(members) == len(self.members) else None
         return backdoor_adjust(
             scores,
-            weights=weights,
+            weights=self.member_prior.weights if len(members) == len(self.members) else None,
             rule=rule,
-            zero_shot_logits=[self.logits.zero_shot.get(name) for name in names],
-            pretrain_priors=[
-                self.priors.get(name) if name in self.logits.zero_shot else None for name in names
-            ],
+            zero_shot_logits=[self._calibrated(name) if name in self.priors else None for name in names],
+            pretrain_priors=[self.priors.get(name) for name in names],
             source_prior=source,
         )
 
@@ -455,6 +464,23 @@ class _Evaluation:
     def _csv(self, name: str, rows: list[Row]) -> None:
         write_csv(self.run.adjusted_dir / name, rows)
         self.written.append(self.run.adjusted_dir / name)
+
+
+def remaining_source_prior(tuned: Finetune, counts: NDArray[np.int64]) -> LabelPrior | None:
+    """Return the label prior that training has left in the logits: what its last stage saw and its loss did not take.
+
+    Example:
+        >>> remaining_source_prior(Finetune(), np.array([9, 1])) is None   # LA takes it
+        True
+        >>> [round(p, 3) for p in remaining_source_prior(
+        ...     Finetune(loss=Loss(name="ce"), sampling="square_root"), np.array([9, 1])).prob.tolist()]
+        [0.75, 0.25]
+    """
+    last = tuned.second_stage or tuned
+    needs = LOSSES[last.loss.name].needs
+    if "source_prior" in needs or "counts" in needs or last.sampling in ("class_balanced", "progressive"):
+        return None
+    return LabelPrior.from_counts(np.sqrt(counts) if last.sampling == "square_root" else counts)
 
 
 def flat_metrics(evaluation: Evaluation) -> Row:

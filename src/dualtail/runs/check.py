@@ -12,11 +12,12 @@ import torch
 from dualtail.data.manifest import Manifest
 from dualtail.data.problems import DataFaults
 from dualtail.engine.precision import autocast, resolve_device, resolve_precision
-from dualtail.errors import DualtailError, RecipeError
+from dualtail.errors import BackboneError, DualtailError, RecipeError
+from dualtail.logits.losses import LOSSES
 from dualtail.models.backbone import load_backbone
 from dualtail.models.classifier import Classifier, build_classifier
 from dualtail.runs.choices import find_choice_faults
-from dualtail.runs.dataset import build_manifest, evaluation_split, find_problems
+from dualtail.runs.dataset import build_manifest, evaluation_split, find_missing_val, find_problems
 from dualtail.runs.members import BackbonePlan, plan_backbones, plan_members
 from dualtail.runs.observer import Observer
 from dualtail.runs.recipe import Recipe, read_recipe
@@ -64,8 +65,13 @@ def check_recipe(
     found.faults += find_choice_faults(recipe)
     manifest = _check_data(recipe, found, deep, observer)
     usable = _check_backbones(recipe, manifest, found, observer)
+    if manifest is not None:
+        found.faults += find_missing_val(recipe, manifest)
     if manifest is not None and not found.faults:
-        _estimate(recipe, manifest, usable, found)
+        try:
+            _estimate(recipe, manifest, usable, found)
+        except DualtailError as error:
+            found.faults.append(str(error))
     return found
 
 
@@ -98,9 +104,8 @@ def _check_backbones(
     names = manifest.class_names if manifest is not None else ("a", "b")
     try:
         members = plan_members(recipe)
-    except RecipeError as error:
-        found.faults.append(str(error))
-        return {}
+    except RecipeError:
+        return {}  # said among the choices already
     choices_stand = not find_choice_faults(
         recipe
     )  # else the backbones alone are tried, the rest is said already
@@ -108,6 +113,8 @@ def _check_backbones(
         observer.stage(f"backbone: {plan.name}")
         try:
             backbone = load_backbone(plan.backbone, weights=plan.weights, image_size=plan.image_size)
+            if not backbone.has_text:
+                _refuse_what_needs_text(recipe, plan)
             if choices_stand:
                 usable[plan] = build_classifier(
                     backbone,
@@ -124,13 +131,29 @@ def _check_backbones(
     return usable
 
 
+def _refuse_what_needs_text(recipe: Recipe, plan: BackbonePlan) -> None:
+    tuned = recipe.finetune
+    losses = [tuned.loss, *([tuned.second_stage.loss] if tuned.second_stage else [])]
+    if any("pretrain_prior" in LOSSES[loss.name].needs for loss in losses if loss.name in LOSSES):
+        raise BackboneError(
+            "has no text tower, hence no prior for the loss gla_train",
+            where=plan.name,
+            fix="choose the loss la",
+        )
+    if tuned.head.init == "text":
+        raise BackboneError(
+            "has no text tower to start the head from", where=plan.name, fix="set finetune.head.init to auto"
+        )
+
+
 def _estimate(
     recipe: Recipe, manifest: Manifest, usable: dict[BackbonePlan, Classifier], found: Checkup
 ) -> None:
     device = resolve_device(recipe.runtime.device)
     precision = resolve_precision(recipe.finetune.precision, device)
     members = plan_members(recipe)
-    epochs, train = recipe.finetune.epochs, manifest.split_sizes["train"]
+    second = recipe.finetune.second_stage
+    epochs, train = recipe.finetune.epochs + (second.epochs if second else 0), manifest.split_sizes["train"]
     evaluated = sum(size for name, size in manifest.split_sizes.items() if name != "train")
     seconds, stored = 0.0, 0
     for plan, classifier in usable.items():
@@ -138,7 +161,8 @@ def _estimate(
         trained = sum(weight.numel() for weight in classifier.trainable_parameters().values())
         total = sum(weight.numel() for weight in classifier.parameters())
         forward, step = _trial(classifier.to(device), device, precision)
-        seconds += runs * (epochs * train * step + evaluated * forward) + evaluated * forward
+        passes = (runs + classifier.backbone.has_text) * recipe.evaluate.crops
+        seconds += runs * epochs * train * step + passes * evaluated * forward
         features = classifier.backbone.feature_dim
         stored += runs * (4 * trained + evaluated * (4 * manifest.num_classes + 2 * features))
         stored += evaluated * (4 * manifest.num_classes + 2 * features) * classifier.backbone.has_text

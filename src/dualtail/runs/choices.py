@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from dualtail.data.readers import READERS, reader_options
 from dualtail.data.samplers import SAMPLINGS
 from dualtail.data.transforms import train_transform
+from dualtail.engine.settings import FinetuneSettings
 from dualtail.errors import DualtailError, RecipeError, nearest
 from dualtail.imagespec import ImageSpec
 from dualtail.logits.losses import LOSSES, build_loss
@@ -67,7 +69,9 @@ def _checks(recipe: Recipe) -> Iterator[Callable[[], object]]:
     yield lambda: _text(recipe)
     yield lambda: train_transform(ImageSpec(size=32), tuned.augment.name, **tuned.augment.options)
     yield lambda: _known("finetune.sampling", tuned.sampling, SAMPLINGS)
+    yield lambda: finetune_settings(recipe, recipe.seed)
     yield lambda: _weights(recipe)
+    yield lambda: _second_stage(recipe)
 
 
 def _known(key: str, value: str, known: list[str] | tuple[str, ...]) -> None:
@@ -110,8 +114,27 @@ def _loss(loss: Loss) -> None:
     build_loss(loss.name, counts=[1, 1], pretrain_prior=uniform, **loss.options)
 
 
+def finetune_settings(recipe: Recipe, seed: int) -> FinetuneSettings:
+    """Return the engine's settings of a recipe: the fields that both call by the same name, and the rest."""
+    tuned = recipe.finetune
+    shared = {field.name for field in fields(FinetuneSettings)} & set(type(tuned).model_fields)
+    values = {name: getattr(tuned, name) for name in shared}
+    return FinetuneSettings(**values, seed=seed, checkpoint_minutes=recipe.runtime.checkpoint_minutes)
+
+
+def _second_stage(recipe: Recipe) -> None:
+    second, tuner = recipe.finetune.second_stage, recipe.finetune.tuner.name
+    if second is not None and second.only == ["tuner"] and tuner == "none":
+        raise RecipeError(
+            "finetune.second_stage.only is the tuner, and the tuner 'none' trains nothing",
+            fix="train the head",
+        )
+
+
 def _weights(recipe: Recipe) -> None:
     weights, members = recipe.adjust.weights, len(plan_members(recipe))
+    if weights == "fitted" and recipe.adjust.rule == "median":
+        raise RecipeError("adjust.weights cannot be fitted under the rule median", fix="choose another rule")
     if isinstance(weights, str):
         return
     if len(weights) != members:

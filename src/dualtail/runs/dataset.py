@@ -12,7 +12,7 @@ from dualtail.data.longtail import subsample_long_tail
 from dualtail.data.manifest import Manifest
 from dualtail.data.problems import Problem
 from dualtail.data.readers import read_manifest
-from dualtail.runs.recipe import Data
+from dualtail.runs.recipe import Data, Recipe
 
 
 def build_manifest(data: Data, seed: int) -> Manifest:
@@ -37,7 +37,7 @@ def build_manifest(data: Data, seed: int) -> Manifest:
         )
     if "test" not in manifest.split_sizes:
         manifest = manifest.with_note(
-            "there is no test split: results are measured on val, which priors see too"
+            "there is no test split: results are measured on val, which priors, fitted weights and kept epochs see too"
         )
     return manifest
 
@@ -74,3 +74,19 @@ def prior_sample(manifest: Manifest, per_class: int | None, seed: int) -> Manife
     counts = train.counts()
     rank = np.arange(len(train)) - np.repeat(np.cumsum(counts) - counts, counts)
     return train.select(np.sort(by_class[rank < per_class]))
+
+
+def find_missing_val(recipe: Recipe, manifest: Manifest) -> list[str]:
+    """Return a line for each choice of a recipe that needs a val split where there is none."""
+    if "val" in manifest.split_sizes:
+        return []
+    wants = {
+        "prior.split": recipe.prior.split == "val",
+        "adjust.weights": recipe.adjust.weights == "fitted",
+        "finetune.keep": recipe.finetune.keep == "best",
+    }
+    lines = []
+    for key in (key for key, wanted in wants.items() if wanted):
+        fix = "set prior.split to train" if key == "prior.split" else f"leave {key} at its default"
+        lines.append(f"{key} needs a val split, and there is none; {fix}, or set data.val_per_class")
+    return lines

@@ -92,6 +92,14 @@ def plan_members(recipe: Recipe) -> list[MemberPlan]:
             MemberPlan(f"{plan.name}-seed{seed}" if len(seeds) > 1 else plan.name, plan, seed)
             for seed in seeds
         ]
+    backbones: dict[str, BackbonePlan] = {}
+    for planned in plans:
+        if backbones.setdefault(planned.backbone.name, planned.backbone) != planned.backbone:
+            raise RecipeError(
+                f"two different backbones are called {planned.backbone.name!r}",
+                where="recipe",
+                fix="give one of them a name, or list its seeds in one entry (seeds: [0, 1])",
+            )
     names = [plan.name for plan in plans]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

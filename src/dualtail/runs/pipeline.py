@@ -10,7 +10,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from dualtail.engine.checkpoint import CHECKPOINT_NAME, read_header
 from dualtail.engine.inference import infer, member_evaluation
 from dualtail.engine.precision import resolve_device
 from dualtail.engine.progress import InferenceProgress, Progress
-from dualtail.engine.settings import FinetuneSettings
 from dualtail.engine.stages import Stage, finetune_stages
 from dualtail.errors import RecipeError
 from dualtail.imagespec import ImageSpec
@@ -35,12 +34,19 @@ from dualtail.logits.prior import LabelPrior, estimate_label_prior
 from dualtail.models.backbone import Backbone, load_backbone
 from dualtail.models.classifier import Classifier, build_classifier, load_classifier
 from dualtail.models.head_init import HEAD_INITS, head_weight
+from dualtail.models.projection import Projection
 from dualtail.models.text import class_text_features
 from dualtail.models.zero_shot import ZeroShotClassifier
-from dualtail.runs.analysis import adjust_members, evaluate_run
+from dualtail.runs.analysis import adjust_members, evaluate_run, has_text
 from dualtail.runs.attribution import attribute_run
-from dualtail.runs.choices import read_descriptions, refuse_choice_faults
-from dualtail.runs.dataset import build_manifest, evaluation_split, find_problems, prior_sample
+from dualtail.runs.choices import finetune_settings, read_descriptions, refuse_choice_faults
+from dualtail.runs.dataset import (
+    build_manifest,
+    evaluation_split,
+    find_missing_val,
+    find_problems,
+    prior_sample,
+)
 from dualtail.runs.members import BackbonePlan, MemberPlan, plan_backbones, plan_members
 from dualtail.runs.observer import Observer
 from dualtail.runs.recipe import Loss, Recipe
@@ -77,6 +83,8 @@ def run_pipeline(
         DualtailError: the recipe, its data or its models cannot be used; what was computed before stays.
         Interrupted: the user stopped the run; the same call goes on.
     """
+    refuse_choice_faults(recipe)
+    resolve_device(recipe.runtime.device)
     team = Team(recipe.runtime.device)
     if team.leads:
         with RunDirectory.open(out, recipe, update=update) as run:
@@ -102,7 +110,6 @@ class Pipeline:
         self.run, self.recipe, self.team, self.observer = run, run.recipe, team, observer
         self.members = plan_members(self.recipe)
         self.backbones = plan_backbones(self.members)
-        refuse_choice_faults(self.recipe)
         self.device = resolve_device(self.recipe.runtime.device)
 
     def run_all(self) -> None:
@@ -123,7 +130,12 @@ class Pipeline:
     def prepare(self) -> None:
         """Read the data, refuse its errors, and write down what it holds."""
         recipe = self.recipe
+        # The first process alone may have to unpack the images; the others find them there.
+        if not self.team.leads:
+            self.team.wait()
         self.manifest = build_manifest(recipe.data, recipe.seed)
+        if self.team.leads:
+            self.team.wait()
         problems = find_problems(self.manifest, recipe.data)
         raise_errors(problems)
         for problem in problems[:NOTED_PROBLEMS]:
@@ -136,7 +148,8 @@ class Pipeline:
             self.observer.note(note)
         self.split = evaluation_split(self.manifest)
         self.eval_splits = [name for name in ("val", "test") if name in self.manifest.split_sizes]
-        self._refuse_missing_val()
+        for fault in find_missing_val(recipe, self.manifest):
+            raise RecipeError(fault, where="recipe")
         self.data_print = fingerprint(
             self.manifest.fingerprint(), recipe.data.on_bad_image, recipe.data.interpolation
         )
@@ -152,22 +165,6 @@ class Pipeline:
             )
         sizes = ", ".join(f"{size:,} {name}" for name, size in self.manifest.split_sizes.items())
         self.observer.note(f"{self.manifest.num_classes:,} classes; images: {sizes}")
-
-    def _refuse_missing_val(self) -> None:
-        if "val" in self.eval_splits:
-            return
-        wants = {
-            "prior.split": self.recipe.prior.split == "val",
-            "adjust.weights": self.recipe.adjust.weights == "fitted",
-            "finetune.keep": self.recipe.finetune.keep == "best",
-        }
-        for key in (key for key, wanted in wants.items() if wanted):
-            fix = "set prior.split to train" if key == "prior.split" else f"leave {key} at its default"
-            raise RecipeError(
-                f"{key} needs a val split, and there is none",
-                where="recipe",
-                fix=f"{fix}, or set data.val_per_class",
-            )
 
     # Foundation models as they are.
 
@@ -197,6 +194,7 @@ class Pipeline:
                     written.append(folder / "zero_shot.safetensors")
                     write_logits(folder / "zero_shot.safetensors", outputs[plan.name])
                 else:
+                    self.run.forget(f"prior/{plan.name}")  # of a backbone that had this name before
                     self.observer.note(
                         f"{plan.name} has no text tower: no zero-shot logits, hence no pre-training prior of its own"
                     )
@@ -206,7 +204,7 @@ class Pipeline:
         """The pre-training label prior of every backbone with zero-shot logits."""
         for plan in self.backbones:
             inputs = self._prior_inputs(plan)
-            if not self._has_text(plan) or self._is_done("prior", plan.name, inputs):
+            if not has_text(self.run, plan) or self._is_done("prior", plan.name, inputs):
                 continue
             with self._stage(f"pre-training prior: {plan.name}") as clock:
                 if self.team.leads:
@@ -238,7 +236,7 @@ class Pipeline:
             for member in self.members
             if not self._is_done("finetune", member.name, inputs := self._finetune_inputs(member))
         ]
-        if self.team.size > 1 and self.recipe.runtime.share == "members":
+        if pending and self.team.size > 1 and self.recipe.runtime.share == "members":
             self._finetune_side_by_side(pending)
             return
         for member, inputs in pending:
@@ -416,16 +414,17 @@ class Pipeline:
         untuned = {
             ("zero_shot", plan.name): partial(zero_shot, plan)
             for plan in self.backbones
-            if self._has_text(plan)
+            if has_text(self.run, plan)
         }
         return {**untuned, **{("member", member.name): partial(tuned, member) for member in self.members}}
 
     # What a stage depends on.
 
     def _zero_shot_inputs(self, plan: BackbonePlan, splits: Sequence[str]) -> str:
-        drawn = self.recipe.prior.per_class if "prior" in splits else None
-        text, crops = self._text_inputs(), self.recipe.evaluate.crops
-        return fingerprint(self.data_print, plan.identity(), text, list(splits), drawn, crops)
+        recipe = self.recipe
+        drawn = [recipe.prior.per_class, recipe.seed] if "prior" in splits else None
+        how = [recipe.evaluate.crops, recipe.finetune.precision]
+        return fingerprint(self.data_print, plan.identity(), self._text_inputs(), list(splits), drawn, how)
 
     def _text_inputs(self) -> list[Any]:
         text = self.recipe.text
@@ -442,7 +441,8 @@ class Pipeline:
         settings = [recipe.finetune.model_dump(mode="json"), self._text_inputs()]
         needs_prior = any("pretrain_prior" in LOSSES[loss.name].needs for loss in self._losses)
         prior = self._inputs_of(f"prior/{member.backbone.name}") if needs_prior else None
-        return fingerprint(self.data_print, member.backbone.identity(), member.seed, settings, prior)
+        seeds = [member.seed, recipe.seed]  # the recipe's draws the head's first weights
+        return fingerprint(self.data_print, member.backbone.identity(), seeds, settings, prior)
 
     def _logits_inputs(self, member: MemberPlan) -> str:
         return fingerprint(self._inputs_of(f"finetune/{member.name}"), self.recipe.evaluate.crops)
@@ -477,9 +477,6 @@ class Pipeline:
     def _spec(self, backbone: Backbone) -> ImageSpec:
         return self.recipe.data.image_spec(backbone.image_spec)
 
-    def _has_text(self, plan: BackbonePlan) -> bool:
-        return bool(read_json(self.run.backbone_dir(plan.name) / "backbone.json")["has_text"])
-
     def _text_features(self, backbone: Backbone) -> Tensor:
         text = self.recipe.text
         described = None if text.descriptions is None else read_descriptions(text.descriptions)
@@ -506,12 +503,12 @@ class Pipeline:
     def _head_weight(self, classifier: Classifier) -> Tensor | None:
         """Return the head's first weights, by the recipe's ``head.init``."""
         head, backbone = self.recipe.finetune.head, classifier.backbone
-        init = ("text" if backbone.has_text else "class_mean") if head.init == "auto" else head.init
+        init = automatic_init(backbone) if head.init == "auto" else head.init
         given: dict[str, Any] = {}
         if HEAD_INITS[init] == "text_features" and backbone.has_text:
             given["text_features"] = self._text_features(backbone)
         elif HEAD_INITS[init] == "features":
-            train = self._infer({"": ZeroShotClassifier(backbone, None)}, ["train"])[""]["train"]
+            train = self._infer({"": ZeroShotClassifier(backbone, None)}, ["train"], crops=1)[""]["train"]
             assert train.features is not None  # asked for above
             given |= {"features": train.features.float(), "labels": train.labels}
         return head_weight(init, backbone, self.manifest.num_classes, seed=self.recipe.seed, **given)
@@ -522,7 +519,7 @@ class Pipeline:
         return [tuned.loss, *([tuned.second_stage.loss] if tuned.second_stage else [])]
 
     def _pretrain_prior(self, plan: BackbonePlan) -> LabelPrior:
-        if not self._has_text(plan):
+        if not has_text(self.run, plan):
             raise RecipeError(
                 f"the training loss needs a pre-training prior, and {plan.name} has none (no text tower)",
                 where="recipe, finetune.loss",
@@ -534,12 +531,17 @@ class Pipeline:
     def _workers(self) -> int | None:
         return None if self.recipe.runtime.workers == "auto" else self.recipe.runtime.workers
 
-    def _infer(self, models: Mapping[str, ZeroShotClassifier | Classifier], splits: Sequence[str]) -> Outputs:
+    def _infer(
+        self,
+        models: Mapping[str, ZeroShotClassifier | Classifier],
+        splits: Sequence[str],
+        crops: int | None = None,
+    ) -> Outputs:
         """Send the images of ``splits`` through ``models``, each read once: name to split to logits."""
         found: Outputs = {name: {} for name in models}
         if not models:
             return found
-        crops = self.recipe.evaluate.crops
+        crops = self.recipe.evaluate.crops if crops is None else crops
         transforms = {
             name: eval_transform(self._spec(model.backbone), crops=crops) for name, model in models.items()
         }
@@ -648,16 +650,13 @@ def describe_backbone(plan: BackbonePlan, backbone: Backbone) -> dict[str, Any]:
     }
 
 
+def automatic_init(backbone: Backbone) -> str:
+    """Return how a head starts by default: from text, where text features can be mapped back to image features."""
+    return "text" if backbone.has_text and isinstance(backbone.projection, Projection) else "class_mean"
+
+
 def drop_stale_checkpoints(folder: Path, inputs: str) -> None:
     """Delete checkpoints of a training with other inputs, which a changed recipe or changed data leave behind."""
     for checkpoint in folder.glob(f"*/{CHECKPOINT_NAME}"):
         if read_header(checkpoint.parent)["identity"] != inputs:
             shutil.rmtree(checkpoint.parent)
-
-
-def finetune_settings(recipe: Recipe, seed: int) -> FinetuneSettings:
-    """Return the engine's settings of a recipe: the fields that both call by the same name, and the rest."""
-    tuned = recipe.finetune
-    shared = {field.name for field in fields(FinetuneSettings)} & set(type(tuned).model_fields)
-    values = {name: getattr(tuned, name) for name in shared}
-    return FinetuneSettings(**values, seed=seed, checkpoint_minutes=recipe.runtime.checkpoint_minutes)

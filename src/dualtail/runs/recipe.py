@@ -30,7 +30,9 @@ Options = dict[str, Any]
 class Section(BaseModel):
     """Base of every part of a recipe: no unknown keys, no coercion, no change after validation."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class LongTail(Section):
@@ -119,7 +121,7 @@ class Head(Section):
     name: str = "cosine"
     """``cosine``, ``linear``, ``l2_normed``, ``layer_normed``, ``text`` or ``coop``."""
     init: str = "auto"
-    """``auto``: text features where the backbone has a text tower, class means otherwise."""
+    """``auto``: text features where they can be mapped back to image features, class means otherwise."""
     options: Options = Field(default_factory=dict)
     """The head's own, such as ``scale``."""
 
@@ -309,6 +311,10 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is no text", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key!r} is given twice", key_node.start_mark

@@ -25,13 +25,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dualtail.errors import RunError
-from dualtail.runs.recipe import Recipe, dump_recipe, parse_recipe
+from dualtail.runs.recipe import Recipe, dump_recipe, read_recipe
 
 FORMAT_VERSION = 1
 
@@ -193,8 +192,7 @@ class RunDirectory:
                 where=str(root),
                 fix="update dualtail",
             )
-        content = yaml.safe_load((root / "recipe.yaml").read_text(encoding="utf-8"))
-        return cls(root, parse_recipe(content, where=str(root / "recipe.yaml")))
+        return cls(root, read_recipe(root / "recipe.yaml"))
 
     @classmethod
     def open(cls, root: str | Path, recipe: Recipe, *, update: bool = False) -> RunDirectory:
@@ -229,7 +227,7 @@ class RunDirectory:
         run = cls(root, recipe)
         run._acquire()
         try:
-            if (root / "recipe.yaml").is_file() and not update:
+            if run._holds_work() and not update:
                 changed = recipe_differences(cls.read(root).recipe, recipe)
                 if changed:
                     raise RunError(
@@ -243,10 +241,19 @@ class RunDirectory:
             raise
         return run
 
+    def _holds_work(self) -> bool:
+        """Whether something was computed here; a run that failed at once leaves the directory free."""
+        return (self.root / "stages.json").is_file() or any(self.root.glob("members/*/resume/*/*"))
+
     def _acquire(self) -> None:
         import fcntl
 
-        self._lock = open(self.root / ".lock", "a")  # noqa: SIM115 (held until close)
+        try:
+            self._lock = open(self.root / ".lock", "a")  # noqa: SIM115 (held until close)
+        except OSError as error:
+            raise RunError(
+                f"cannot be written to ({error.strerror})", where=str(self.root), fix="choose another --out"
+            ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -299,6 +306,9 @@ class RunDirectory:
 
     def mark_done(self, stage: str, inputs: str, outputs: Sequence[Path], seconds: float) -> None:
         """Record that the ``outputs`` of ``stage`` are complete."""
+        kept = {path.relative_to(self.root).as_posix() for path in outputs}
+        for path in set(self.stages().get(stage, {}).get("outputs", ())) - kept:
+            (self.root / path).unlink(missing_ok=True)  # of an earlier recipe, and nobody's now
         record = {
             "inputs": inputs,
             "outputs": [path.relative_to(self.root).as_posix() for path in outputs],
@@ -306,6 +316,15 @@ class RunDirectory:
             "finished": _now(),
         }
         write_json(self.root / "stages.json", {**self.stages(), stage: record})
+
+    def forget(self, stage: str) -> None:
+        """Drop the record of a stage that the recipe no longer has, and its outputs."""
+        stages = self.stages()
+        record = stages.pop(stage, None)
+        if record is not None:
+            for path in record["outputs"]:
+                (self.root / path).unlink(missing_ok=True)
+            write_json(self.root / "stages.json", stages)
 
     # Provenance.
 
@@ -322,6 +341,7 @@ def recipe_differences(old: Recipe, new: Recipe) -> list[str]:
     """Return the dotted keys in which two recipes differ, the ``runtime`` section aside.
 
     Example:
+        >>> from dualtail.runs.recipe import parse_recipe
         >>> a = parse_recipe({"name": "a", "data": {"root": "."}, "members": [{"backbone": "timm:x"}]})
         >>> recipe_differences(a, a.model_copy(update={"seed": 1}))
         ['seed']
