@@ -23,8 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Find and remove the two imbalances of a classifier fine-tuned from foundation models on long-tailed data.",
-    epilog="Start with: dualtail data digits digits && dualtail run recipes/digits_lt.yaml --set data.root=digits "
-    "--out runs/digits",
+    epilog="Start with: dualtail demo",
 )
 app.command("demo")(demo.demo)
 app.command("run")(run_.run)
