@@ -64,6 +64,7 @@ def page(run: Path) -> Path:
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     assert CHROMIUM, "CI has no Chromium: install the packages chromium and chromium-driver"
+    assert DRIVER, "CI has no chromedriver: install the package chromium-driver"
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):

@@ -53,8 +53,11 @@ from dualtail.report.sheet import Estimate, Sheet, format_interval, format_value
 from dualtail.report.tables import common_groups, run_sheets
 from dualtail.runs.store import write_text
 
-# Pictures may take so many bytes of a page, shared by its runs; with everything else it stays below 15 MB.
-IMAGE_BUDGET = 9_000_000
+# A page stays below 15 MB: what its runs' numbers and the charts' library leave of this is for pictures, and no more
+# than that, so that the page of a small run does not grow without need.
+PAGE_BYTES = 14_000_000
+IMAGE_BYTES = 9_000_000
+_LIBRARY_BYTES = 2_200_000
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,15 @@ class RunView:
     images: dict[str, Any] = field(repr=False)
 
     @property
+    def subtitle(self) -> str:
+        """The recipe's name, and when and by what the run was made."""
+        record = self.results.provenance
+        version = (record.get("versions") or {}).get("dualtail")
+        parts = [f"recipe {self.results.recipe.name}", str(record.get("updated", ""))[:10]]
+        parts.append(f"dualtail {version}" if version else "")
+        return " · ".join(part for part in parts if part)
+
+    @property
     def has_reliability(self) -> bool:
         """Whether there is anything in the section on reliability."""
         return "reliability" in self.charts or bool({"neighbors", "disagreement"} & self.sheets.keys())
@@ -156,11 +168,13 @@ def render_page(results: Sequence[RunResults], *, images: bool = True) -> str:
     """Return the page of finished runs as HTML."""
     samples = [read_samples(run) for run in results]
     colors = backbone_colors(results)
-    budget = IMAGE_BUDGET // len(results) if images else 0
     names = distinct_names(results)
+    parts = [_numbers(run, found, colors) for run, found in zip(results, samples, strict=True)]
+    used = _LIBRARY_BYTES + sum(len(embed_json(part.data)) for part in parts)
+    budget = max(0, min(IMAGE_BYTES, PAGE_BYTES - used)) // len(results) if images else 0
     views = [
-        _view(f"r{place}", name, run, found, colors, budget)
-        for place, (name, run, found) in enumerate(zip(names, results, samples, strict=True))
+        _view(f"r{place}", name, run, found, part, colors, budget)
+        for place, (name, run, found, part) in enumerate(zip(names, results, samples, parts, strict=True))
     ]
     comparison = compare_runs(results, samples) if len(results) > 1 else None
     difference_chart = _difference_chart(comparison)
@@ -185,23 +199,40 @@ def render_page(results: Sequence[RunResults], *, images: bool = True) -> str:
     )
 
 
-def _view(
-    key: str, name: str, results: RunResults, samples: Samples | None, colors: dict[str, int], budget: int
-) -> RunView:
+@dataclass(frozen=True)
+class _Numbers:
+    """What the page's script gets of a run, pictures aside."""
+
+    charts: dict[str, Chart]
+    data: dict[str, Any]
+
+
+def _numbers(results: RunResults, samples: Samples | None, colors: dict[str, int]) -> _Numbers:
     charts = [counts_chart(results), *prior_charts(results, colors), groups_chart(results, colors)]
     charts += ablation_charts(results)
     if samples is not None:
         charts += reliability_charts(results, samples, colors)
-    pictures, images_note = image_data(results, samples, budget)
-    attribution = read_attribution(results, colors) if budget else None
     data = {
-        "name": name,
+        "name": results.name,
         "split": results.classes.evaluated_on,
         "z": round(normal_quantile(results.recipe.evaluate.confidence), 4),
         "charts": _figures(charts),
         "classes": class_columns(results, samples, colors),
-        "attribution": attribution.data if attribution else None,
     }
+    return _Numbers({chart.key: chart for chart in charts}, data)
+
+
+def _view(
+    key: str,
+    name: str,
+    results: RunResults,
+    samples: Samples | None,
+    numbers: _Numbers,
+    colors: dict[str, int],
+    budget: int,
+) -> RunView:
+    pictures, images_note = image_data(results, samples, budget)
+    attribution = read_attribution(results, colors) if budget else None
     return RunView(
         key=key,
         name=name,
@@ -214,11 +245,11 @@ def _view(
         looks=_looks(results, colors),
         sheets={sheet.key: sheet for sheet in run_sheets(results)},
         cross=_cross_tables(results),
-        charts={chart.key: chart for chart in charts},
+        charts=numbers.charts,
         images_note=images_note,
         provenance=describe_provenance(results),
         attribution=attribution,
-        data=data,
+        data={**numbers.data, "attribution": attribution.data if attribution else None},
         images=pictures,
     )
 

@@ -256,7 +256,7 @@ def groups_chart(results: RunResults, colors: dict[str, int]) -> Chart:
     caption = f"Accuracy by group with {confidence:g} % intervals. Hollow: zero-shot; filled: fine-tuned."
     if results.has_groups:
         caption += " P-groups are those of the members' mean prior."
-    height = 90 + round(len(columns) * max(34, 15 * len(models)))
+    height = 90 + len(columns) * max(34, min(15 * len(models), 60 + 8 * len(models)))
     return Chart("groups", caption, {"data": traces, "layout": layout}, height)
 
 

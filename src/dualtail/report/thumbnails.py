@@ -20,6 +20,7 @@ from dualtail.report.samples import Samples
 WORST = 12  # images a class, at most
 _FEWEST = 3  # images of a class that has fewer errors
 _BATCH = 64
+_CAPTION_BYTES = 100  # what a page needs to say of a picture
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def make_thumbnails(
         rows: the worst images of each class, worst first.
         samples: to know their files.
         root: the folder that relative names start from.
-        budget: in bytes.
+        budget: in bytes, captions included.
     """
     queue = list(_in_rounds(rows, samples))
     found = Thumbnails(wanted=len(queue))
@@ -104,8 +105,8 @@ def make_thumbnails(
             for row, picture in zip(batch, pool.map(lambda path: encode(path, chosen), paths), strict=True):
                 if picture is None:
                     found.unreadable += 1
-                elif spent + len(picture) <= budget:
-                    spent += len(picture)
+                elif spent + len(picture) + _CAPTION_BYTES <= budget:
+                    spent += len(picture) + _CAPTION_BYTES
                     found.pictures[row] = picture
             if spent >= 0.99 * budget or (
                 start == 0 and not found.pictures and found.unreadable == len(batch)
