@@ -205,10 +205,10 @@ def write_member(
             logits, labels, part.sample_ids, make_features(labels, classes, 2.0, generator)
         )
     write_logits(folder / "logits.safetensors", splits)
-    epochs = [
+    history = [
         {"epoch": epoch, "loss": 2.0 / epoch, "accuracy": 0.3 * epoch, "seconds": 1.5} for epoch in (1, 2)
     ]
-    training = {"epochs": epochs, "steps": 20, "seconds": 3.0, "trained_parameters": 4567,
+    training = {"history": history, "steps": 20, "seconds": 3.0, "num_parameters": 4567, "peak_memory": None,
                 "images_per_second": 800.0, "backbone": backbone, "seed": seed}  # fmt: skip
     write_json(folder / "training.json", training)
 

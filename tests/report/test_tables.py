@@ -17,6 +17,7 @@ from dualtail.report.sheet import Column, Estimate, Sheet
 from dualtail.report.tables import (
     _estimates,
     groups_sheet,
+    members_sheet,
     methods_sheet,
     metrics_cells,
     print_run,
@@ -163,3 +164,11 @@ def test_published_rows_stand_beside_ours_for_a_benchmark_only(run_dir: Path) ->
     ] == 0.7957
     assert sheet.marks == {"published": "published for ImageNet-LT"}
     assert "published for ImageNet-LT" in to_latex([sheet])
+
+
+def test_members_say_what_they_cost(run_dir: Path) -> None:
+    sheet = members_sheet(read_results(run_dir))
+    assert [row["trained"] for row in sheet.rows] == [4567] * 3
+    assert [column.key for column in sheet.columns] == [
+        "member", "backbone", "parameters", "trained", "seed", "seconds", "speed", "loss", "weight", "overall",
+    ]  # fmt: skip

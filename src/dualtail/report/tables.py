@@ -124,15 +124,19 @@ def members_sheet(results: RunResults) -> Sheet:
     for member in results.members:
         backbone = results.backbone(member.backbone)
         info = backbone.info if backbone else {}
-        last = (member.training.get("epochs") or [{}])[-1]
+        training = member.training
+        last = (training.get("history") or [{}])[-1]
+        memory = training.get("peak_memory")
         rows.append(
             {
                 "member": member.name,
-                "backbone": info.get("backbone", member.backbone),
+                "backbone": _short_backbone(str(info.get("backbone", member.backbone))),
                 "parameters": info.get("parameters"),
-                "trained": member.training.get("trained_parameters"),
+                "trained": training.get("num_parameters"),
                 "seed": member.seed,
-                "seconds": member.training.get("seconds"),
+                "seconds": training.get("seconds"),
+                "speed": training.get("images_per_second"),
+                "memory": None if memory is None else memory / 2**30,
                 "loss": last.get("loss"),
                 "weight": weights.get(member.name),
                 "overall": member.metrics.get("overall"),
@@ -144,13 +148,26 @@ def members_sheet(results: RunResults) -> Sheet:
         Column("parameters", "parameters", "count"),
         Column("trained", "trained", "count"),
         Column("seed", "seed", "count"),
-        Column("seconds", "seconds", "number"),
+        Column("seconds", "training, s", "number"),
+        Column("speed", "images/s", "number"),
+        Column("memory", "peak memory, GiB", "number"),
         Column("loss", "last loss", "number"),
         Column("weight", "P(c)", "number"),
         Column("overall", "accuracy", "percent"),
     ]
     used = [column for column in columns if any(row[column.key] is not None for row in rows)]
     return Sheet("members", "Members", used, rows)
+
+
+def _short_backbone(name: str) -> str:
+    """Return a backbone's name, of a local one only the folder; the recipe has the whole path.
+
+    Example:
+        >>> _short_backbone("timm:vit_base"), _short_backbone("open_clip:/home/me/models/small")
+        ('timm:vit_base', 'open_clip:…/small')
+    """
+    library, _, rest = name.partition(":")
+    return f"{library}:…/{Path(rest).name}" if Path(rest).is_absolute() else name
 
 
 def priors_sheet(results: RunResults) -> Sheet:

@@ -35,6 +35,12 @@
     return svg;
   }
 
+  // A model's name; its symbol stays with the first word.
+  function named(look, name) {
+    const [first, ...rest] = name.split(" ");
+    return [element("span", { class: "first" }, swatch(look), " ", first), rest.length ? " " + rest.join(" ") : ""];
+  }
+
   // --- numbers
 
   const percent = (fraction, digits = 1) => (fraction === null ? "–" : (100 * fraction).toFixed(digits));
@@ -283,8 +289,8 @@
 
     makeHead() {
       const cells = this.columns.map((column) => {
-        const button = element("button", { type: "button", title: column.hint, onclick: () => this.sortBy(column) }, column.title);
-        if (column.look) button.prepend(swatch(column.look), " ");
+        const label = column.look ? named(column.look, column.title) : [column.title];
+        const button = element("button", { type: "button", title: column.hint, onclick: () => this.sortBy(column) }, ...label);
         column.cell = element("th", { scope: "col", "data-column": column.key, class: [column.text ? "" : "n", column.wide ? "wide" : ""].join(" ") }, button);
         return column.cell;
       });
@@ -546,7 +552,7 @@
     const rows = run.models.map((model) => {
       const right = model.correct[index], [low, high] = wilson(right, total, run.data.z);
       const cells = [percent(right / total), `${right} of ${total}`, `${percent(low)}–${percent(high)}`];
-      return element("tr", {}, element("th", { scope: "row" }, swatch(model), "\u00a0", model.label), ...cells.map((text) => element("td", { class: "n" }, text)));
+      return element("tr", {}, element("th", { scope: "row" }, ...named(model, model.label)), ...cells.map((text) => element("td", { class: "n" }, text)));
     });
     return block("Accuracy", simpleTable(["model", "%", "right", "interval"], rows));
   }
@@ -625,7 +631,7 @@
     const order = backbones.flatMap((name) => [
       ...models.filter((model) => model.kind === "zero_shot" && model.name === name), ...members.filter((model) => model.backbone === name)]);
     const head = element("tr", {}, element("th", { scope: "col" }, "image"), element("th", { scope: "col" }),
-      ...order.map((model) => element("th", { scope: "col" }, swatch(model), "\u00a0", model.label)));
+      ...order.map((model) => element("th", { scope: "col" }, ...named(model, model.label))));
     const rows = places.map((place) => {
       const index = attribution.labels[place];
       const picture = element("img", { src: "data:image/jpeg;base64," + attribution.images[place], alt: attribution.files[place], title: attribution.files[place], width: 96, height: 96 });
