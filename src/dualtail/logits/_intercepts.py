@@ -264,8 +264,10 @@ class DenseCurvature(Curvature):
         self.self_share = (matrix.diagonal().double() / expected.clamp(min=1e-300)).to(point.b.device)
         # A Laplacian's diagonal is the sum of its weights: unlike expected - diagonal, that does not cancel.
         matrix.diagonal().zero_()
-        # In blocks: summing in another dtype converts what it is given first.
-        information = torch.cat([rows.sum(1, dtype=torch.float64) for rows in matrix.split(_BLOCK)])
+        information = torch.empty(classes, dtype=torch.float64)
+        for start in range(0, classes, _BLOCK):  # summing in another dtype converts what it is given first
+            rows = slice(start, start + _BLOCK)
+            torch.sum(matrix[rows], 1, dtype=torch.float64, out=information[rows])
         matrix.neg_()
         # Constants are given an eigenvalue of their own, taken out again after the inversion.
         constant = max(self.strength, float(information.mean()))
