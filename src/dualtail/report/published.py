@@ -139,6 +139,21 @@ BENCHMARKS = (
 
 
 def find_benchmark(classes: Classes) -> Benchmark | None:
-    """Return the benchmark whose numbers of classes and of training images a run has, or None."""
-    train = sum(classes.counts.get("train", []))
-    return next((b for b in BENCHMARKS if (b.classes, b.train) == (len(classes), train)), None)
+    """Return the benchmark whose numbers of classes and of training images a run has, or None.
+
+    Where val was held out of train, the two together are the benchmark's training images.
+    """
+    train, val = (sum(classes.counts.get(split, [])) for split in ("train", "val"))
+    return next(
+        (b for b in BENCHMARKS if b.classes == len(classes) and b.train in (train, train + val)), None
+    )
+
+
+def published_marks(classes: Classes) -> dict[str, str]:
+    """Return how a table calls its published rows."""
+    benchmark = find_benchmark(classes)
+    if benchmark is None:
+        return {}
+    whole = sum(classes.counts.get("train", [])) == benchmark.train
+    trained = "" if whole else ", trained on all of train (here val is held out of it)"
+    return {"published": f"published for {benchmark.name}{trained}"}

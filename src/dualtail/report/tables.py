@@ -16,7 +16,7 @@ from dualtail.logits.groups import GROUP_NAMES, compare_priors
 from dualtail.logits.intervals import mean_interval
 from dualtail.logits.prior import LabelPrior
 from dualtail.report.formats import TEXT_WIDTH, column_width, to_rich
-from dualtail.report.published import find_benchmark
+from dualtail.report.published import find_benchmark, published_marks
 from dualtail.report.results import Row, RunResults, read_results
 from dualtail.report.sentences import (
     GROUP_TITLES,
@@ -372,7 +372,7 @@ def methods_sheet(results: RunResults) -> Sheet:
         Column("ece", "ECE", "percent", "low", spare=6),
     ]
     title = f"Methods, accuracy in per cent on {results.classes.evaluated_on}"
-    return Sheet("methods", title, columns, rows, marks=marks)
+    return Sheet("methods", title, columns, rows, marks=published_marks(results.classes))
 
 
 def _method_row(row: Row, results: RunResults) -> Row:
@@ -439,11 +439,9 @@ def subset_sizes_sheet(results: RunResults) -> Sheet:
             known = [row[key] for row in subsets if row.get(key) is not None]
             found[key] = mean(known) if known else None
         rows.append(found)
-    marks = {}
     benchmark = find_benchmark(results.classes)
-    if rows and benchmark is not None and benchmark.ablation:
+    if rows and benchmark is not None:
         rows += [{**published.to_row(), "kind": published.label} for published in benchmark.ablation]
-        marks["published"] = f"published for {benchmark.name}"
     groups_shown = [
         replace(column, best=None)
         for column in metric_columns(results)
@@ -458,7 +456,7 @@ def subset_sizes_sheet(results: RunResults) -> Sheet:
         *groups_shown,
     ]
     title = "How many members: mean and spread over the subsets of each size"
-    return Sheet("subset_sizes", title, columns, rows, marks=marks)
+    return Sheet("subset_sizes", title, columns, rows, marks=published_marks(results.classes))
 
 
 def comparisons_sheet(results: RunResults) -> Sheet:
