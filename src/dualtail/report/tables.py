@@ -358,10 +358,8 @@ def methods_sheet(results: RunResults) -> Sheet:
     rows = [_method_row(row, results) for row in results.methods]
     several = any((row.get("m") or 1) > 1 for row in results.methods)
     benchmark = find_benchmark(results.classes)
-    marks = {}
     if benchmark is not None:
         rows += [published.to_row() for published in benchmark.methods]
-        marks["published"] = f"published for {benchmark.name}"
     first = [Column("label", "method"), Column("members", "of")]
     columns = [
         *first,
