@@ -246,6 +246,18 @@ def test_unreadable_images_are_counted(make_run: MakeRun, tmp_path: Path) -> Non
     assert re.search(r"12 of the worst images could not be read", text)
 
 
+def test_published_rows_are_set_apart(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", classes=100, test_per_class=1, val_per_class=1, backbones=["a", "b"])
+    content = json.loads((run / "classes.json").read_text())
+    content["counts"]["train"][0] += 10_847 - sum(content["counts"]["train"])
+    (run / "classes.json").write_text(json.dumps(content))
+    found = Page(write_page([run], tmp_path / "page.html").read_text())
+    assert "published for CIFAR-100-LT, ratio 100" in found.words
+    assert [a.get("class") for t, a in found.elements if t == "tbody"].count("mark") == 1
+    # No markup of ours is shown as text.
+    assert not [words for words in found.words if "</" in words]
+
+
 def test_two_runs_on_one_page(make_run: MakeRun, run_dir: Path, tmp_path: Path) -> None:
     other = make_run(tmp_path / "other", images=Path(read_results(run_dir).recipe.data.root), seed=1)
     found = Page(write_page([run_dir, other], tmp_path / "page.html").read_text())
