@@ -291,7 +291,11 @@ def ablation_charts(results: RunResults) -> list[Chart]:
         caption = (
             f"{'All classes' if column.key == 'overall' else column.title}: every subset of the members."
         )
-        charts.append(Chart(f"ablation-{column.key}", caption, {"data": traces, "layout": layout}, 300))
+        charts.append(
+            Chart(
+                f"ablation-{column.key}", caption, {"data": traces, "layout": layout}, 280 + 20 * len(kinds)
+            )
+        )
     return charts
 
 
@@ -299,7 +303,7 @@ def _subset_points(rows: Sequence[dict[str, Any]], kind: str, key: str) -> Figur
     values = [row[key].value if isinstance(row[key], Estimate) else row.get(key) for row in rows]
     known = [(row, value) for row, value in zip(rows, values, strict=True) if value is not None]
     # Kinds stand a little apart, so that seeds and models of one size can be told apart.
-    shift = {"seeds of one model": -0.15, "different models": 0.15}.get(kind, 0.0)
+    shift = {"seeds of one model": -0.2, "mixed": 0.2}.get(kind, 0.0)
     return {
         "type": "scatter",
         "mode": "markers",
@@ -310,7 +314,8 @@ def _subset_points(rows: Sequence[dict[str, Any]], kind: str, key: str) -> Figur
         "hovertemplate": "%{text}<br>%{y:.1f} %<extra></extra>",
         "marker": {
             "symbol": _KIND_SYMBOLS[kind],
-            "size": 10,
+            "size": 9 if len(known) < 20 else 6,
+            "opacity": 0.8,
             "color": ENSEMBLE_COLOR if kind == "different models" else "var(--medium)",
         },
     }

@@ -36,6 +36,10 @@ _PLAIN_WIDTH = 120
 _NARROWEST_TEXT = 8
 
 
+# What a subset of the members may be made of.
+KINDS = ("one model", "seeds of one model", "different models", "mixed")
+
+
 # --- in a terminal
 
 
@@ -424,7 +428,9 @@ def subset_sizes_sheet(results: RunResults) -> Sheet:
     for row in subsets_sheet(results).rows:
         groups.setdefault((row["m"], row["kind"]), []).append(row)
     rows: list[Row] = []
-    for (size, kind), subsets in groups.items():
+    for (size, kind), subsets in sorted(
+        groups.items(), key=lambda pair: (pair[0][0], KINDS.index(pair[0][1]))
+    ):
         values = [row["overall"].value for row in subsets]
         found = {
             "m": size,

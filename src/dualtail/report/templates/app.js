@@ -421,7 +421,7 @@
       const spread = classes.names.map((_, index) => ((index * 0.618034) % 1) - 0.5);
       const accuracy = (model) => (index) => {
         const value = run.accuracy(model, index);
-        return value === null ? null : 100 * (value + (0.9 * spread[index]) / Math.max(classes.test[index], 1));
+        return value === null ? null : 100 * (value + spread[index] * Math.min(0.9 / Math.max(classes.test[index], 1), 0.025));
       };
       const counts = { key: "train", title: "training images", value: (i) => classes.train[i], log: true };
       const priors = classes.priors.map((prior) => (
