@@ -52,6 +52,8 @@ def _options(
 
 def run() -> None:
     """Run the command line: a user's mistake is one line on stderr and exit code 2."""
+    # Loader workers and torch's threads share the cores: threads that wait by spinning cost several times the speed.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command = typer.main.get_command(app)
     try:
         code = command.main(standalone_mode=False, prog_name="dualtail")
