@@ -366,13 +366,15 @@ class _Evaluation:
         if len(self.members) == 1:
             return []
         few = self.d_groups.mask("few")
-        tail = few if self.p_groups is None else few & self.p_groups.mask("few")
         measured = torch.bincount(self.logits.labels, minlength=len(few)) > 0
         questions: list[tuple[Literal["overall", "macro"], str, Tensor | None]] = [
             ("overall", "all", None),
             ("macro", "all", None),
         ]
-        for group, mask in (("d_few", few), ("tail_tail", tail)):
+        groups = {"d_few": few}
+        if self.p_groups is not None:
+            groups["tail_tail"] = few & self.p_groups.mask("few")
+        for group, mask in groups.items():
             if bool((mask & measured).any()):
                 questions.append(("macro", group, mask))
         confidence = self.run.recipe.evaluate.confidence

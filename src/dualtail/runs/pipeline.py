@@ -158,6 +158,7 @@ class Pipeline:
                 data={
                     "fingerprint": self.data_print,
                     "root": recipe.data.root,
+                    "image_root": str(self.manifest.root),
                     "splits": self.manifest.split_sizes,
                 },
                 seeds=sorted({member.seed for member in self.members}),
