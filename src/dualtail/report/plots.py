@@ -465,21 +465,15 @@ def _error_bars(cells: Sequence[Estimate], color: str) -> Figure:
 
 
 def _level(y: float) -> Figure:
-    line = {"color": "var(--rule)", "dash": "dot", "width": 1.5}
-    return {
-        "type": "line",
-        "xref": "paper",
-        "x0": 0,
-        "x1": 1,
-        "y0": y,
-        "y1": y,
-        "line": line,
-        "layer": "below",
-    }
+    return _across(y, {"color": "var(--rule)", "dash": "dot", "width": 1.5})
 
 
 def _divider(y: float) -> Figure:
-    line = {"color": "var(--grid)", "width": 1}
+    return _across(y, {"color": "var(--grid)", "width": 1})
+
+
+def _across(y: float, line: Figure) -> Figure:
+    """Return a line at ``y`` over the whole width, behind the points."""
     return {
         "type": "line",
         "xref": "paper",

@@ -28,7 +28,7 @@ from dualtail.logits.metrics import Evaluation, evaluate
 from dualtail.logits.neighbors import disagreement, error_correlation, knn_accuracy, linear_cka
 from dualtail.logits.prior import LabelPrior
 from dualtail.runs.members import BackbonePlan, MemberPlan, plan_backbones, plan_members
-from dualtail.runs.recipe import Finetune, Loss  # noqa: F401 (Loss: the example)
+from dualtail.runs.recipe import Finetune
 from dualtail.runs.store import RunDirectory, SplitLogits, read_json, read_logits, write_csv, write_json
 
 Row = dict[str, Any]
@@ -472,6 +472,7 @@ def remaining_source_prior(tuned: Finetune, counts: NDArray[np.int64]) -> LabelP
     """Return the label prior that training has left in the logits: what its last stage saw and its loss did not take.
 
     Example:
+        >>> from dualtail.runs.recipe import Loss
         >>> remaining_source_prior(Finetune(), np.array([9, 1])) is None   # LA takes it
         True
         >>> [round(p, 3) for p in remaining_source_prior(

@@ -62,9 +62,10 @@ def check_recipe(
     except RecipeError as error:
         found.faults += error.faults or [str(error)]
         return found
-    found.faults += find_choice_faults(recipe)
+    choice_faults = find_choice_faults(recipe)
+    found.faults += choice_faults
     manifest = _check_data(recipe, found, deep, observer)
-    usable = _check_backbones(recipe, manifest, found, observer)
+    usable = _check_backbones(recipe, manifest, found, observer, choices_stand=not choice_faults)
     if manifest is not None:
         found.faults += find_missing_val(recipe, manifest)
     if manifest is not None and not found.faults:
@@ -96,19 +97,15 @@ def _check_data(recipe: Recipe, found: Checkup, deep: bool, observer: Observer) 
 
 
 def _check_backbones(
-    recipe: Recipe, manifest: Manifest | None, found: Checkup, observer: Observer
+    recipe: Recipe, manifest: Manifest | None, found: Checkup, observer: Observer, *, choices_stand: bool
 ) -> dict[BackbonePlan, Classifier]:
-    """Build each backbone's classifier as fine-tuning would; collect what goes wrong."""
-    tuned = recipe.finetune
+    """Build each backbone's classifier as fine-tuning would; where other choices are wrong, the backbone alone."""
     usable = {}
     names = manifest.class_names if manifest is not None else ("a", "b")
     try:
         members = plan_members(recipe)
     except RecipeError:
         return {}  # said among the choices already
-    choices_stand = not find_choice_faults(
-        recipe
-    )  # else the backbones alone are tried, the rest is said already
     for plan in plan_backbones(members):
         observer.stage(f"backbone: {plan.name}")
         try:
@@ -116,16 +113,7 @@ def _check_backbones(
             if not backbone.has_text:
                 _refuse_what_needs_text(recipe, plan)
             if choices_stand:
-                usable[plan] = build_classifier(
-                    backbone,
-                    names,
-                    tuner=tuned.tuner.name,
-                    tuner_options=tuned.tuner.options,
-                    text_tuner=tuned.text_tuner.name if tuned.text_tuner else None,
-                    text_tuner_options=tuned.text_tuner.options if tuned.text_tuner else None,
-                    head=tuned.head.name,
-                    head_options=tuned.head.options,
-                )
+                usable[plan] = build_classifier(backbone, names, **recipe.finetune.classifier_options)
         except DualtailError as error:
             found.faults.append(str(error))
     return usable
@@ -133,8 +121,7 @@ def _check_backbones(
 
 def _refuse_what_needs_text(recipe: Recipe, plan: BackbonePlan) -> None:
     tuned = recipe.finetune
-    losses = [tuned.loss, *([tuned.second_stage.loss] if tuned.second_stage else [])]
-    if any("pretrain_prior" in LOSSES[loss.name].needs for loss in losses if loss.name in LOSSES):
+    if any("pretrain_prior" in LOSSES[loss.name].needs for loss in tuned.losses if loss.name in LOSSES):
         raise BackboneError(
             "has no text tower, hence no prior for the loss gla_train",
             where=plan.name,

@@ -440,7 +440,7 @@ class Pipeline:
     def _finetune_inputs(self, member: MemberPlan) -> str:
         recipe = self.recipe
         settings = [recipe.finetune.model_dump(mode="json"), self._text_inputs()]
-        needs_prior = any("pretrain_prior" in LOSSES[loss.name].needs for loss in self._losses)
+        needs_prior = any("pretrain_prior" in LOSSES[loss.name].needs for loss in recipe.finetune.losses)
         prior = self._inputs_of(f"prior/{member.backbone.name}") if needs_prior else None
         seeds = [member.seed, recipe.seed]  # the recipe's draws the head's first weights
         return fingerprint(self.data_print, member.backbone.identity(), seeds, settings, prior)
@@ -484,16 +484,10 @@ class Pipeline:
         return class_text_features(backbone, self.manifest.class_names, text.templates, described)
 
     def _new_classifier(self, member: MemberPlan) -> Classifier:
-        tuned = self.recipe.finetune
         classifier = build_classifier(
             self._load_backbone(member.backbone),
             self.manifest.class_names,
-            tuner=tuned.tuner.name,
-            tuner_options=tuned.tuner.options,
-            text_tuner=tuned.text_tuner.name if tuned.text_tuner else None,
-            text_tuner_options=tuned.text_tuner.options if tuned.text_tuner else None,
-            head=tuned.head.name,
-            head_options=tuned.head.options,
+            **self.recipe.finetune.classifier_options,
             seed=member.seed,
         )
         weight = None if classifier.head.reads_text else self._head_weight(classifier)
@@ -513,11 +507,6 @@ class Pipeline:
             assert train.features is not None  # asked for above
             given |= {"features": train.features.float(), "labels": train.labels}
         return head_weight(init, backbone, self.manifest.num_classes, seed=self.recipe.seed, **given)
-
-    @property
-    def _losses(self) -> list[Loss]:
-        tuned = self.recipe.finetune
-        return [tuned.loss, *([tuned.second_stage.loss] if tuned.second_stage else [])]
 
     def _pretrain_prior(self, plan: BackbonePlan) -> LabelPrior:
         if not has_text(self.run, plan):

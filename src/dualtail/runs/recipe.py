@@ -198,6 +198,23 @@ class Finetune(Section):
     second_stage: SecondStage | None = None
     """Train the head again on re-balanced batches; left out, there is none."""
 
+    @property
+    def losses(self) -> list[Loss]:
+        """The losses of all stages."""
+        return [self.loss, *([self.second_stage.loss] if self.second_stage else [])]
+
+    @property
+    def classifier_options(self) -> dict[str, Any]:
+        """What ``build_classifier`` takes of this section."""
+        return {
+            "tuner": self.tuner.name,
+            "tuner_options": self.tuner.options,
+            "text_tuner": self.text_tuner.name if self.text_tuner else None,
+            "text_tuner_options": self.text_tuner.options if self.text_tuner else None,
+            "head": self.head.name,
+            "head_options": self.head.options,
+        }
+
 
 class Adjust(Section):
     """The backdoor adjustment over the members."""
