@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -70,8 +71,17 @@ def join_processes(device: str | torch.device = "auto") -> PartialState:
         if wanted.type == "cuda":
             torch.cuda.set_device(wanted)
         # A process may wait for hours: for members that take longer, or for the first one's arithmetic.
-        return PartialState(cpu=wanted.type == "cpu", timeout=timedelta(days=7))
+        state = PartialState(cpu=wanted.type == "cpu", timeout=timedelta(days=7))
+        if state.num_processes > 1:
+            # While the interpreter shuts down, a thread of the group that still drops a tensor would abort the process.
+            atexit.register(_leave_processes)
+        return state
     return PartialState()
+
+
+def _leave_processes() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def check_share(loader: object, processes: int) -> None:
