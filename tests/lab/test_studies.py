@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from dualtail.errors import InputError, RunError
 from dualtail.lab import bench as bench_module
 from dualtail.lab.bench import Bench, different
-from dualtail.lab.studies import STUDIES, get_study, run_study, write_section
+from dualtail.lab.studies import STUDIES, Section, get_study, run_study, write_section
 from dualtail.lab.tables import Table, cell, verdict
 from dualtail.lab.tune import Member
 from dualtail.lab.world import Architecture, Pretraining, Task, World
@@ -58,8 +59,9 @@ def imagined(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_study_answers(imagined, name: str) -> None:
-    findings, tables, _ = STUDIES[name].ask(imagined)
+def test_every_study_answers(imagined, name: str, tmp_path: Path) -> None:
+    answer = STUDIES[name].ask(imagined)
+    findings, tables = answer.findings, answer.tables
     assert findings
     assert all(len(rows) == 3 for table in tables for rows in table.rows.values())
     for table in tables:
@@ -67,10 +69,17 @@ def test_every_study_answers(imagined, name: str) -> None:
         assert {line.count("|") for line in lines[2:]} == {len(table.columns) + 2}
         assert not re.search(r"\bnan\b", table.to_markdown())
     assert not any("nan" in finding for finding in findings)
+    assert answer.plots
+    for plot in answer.plots:
+        plot.save(tmp_path / "plot.svg")
+        first = (tmp_path / "plot.svg").read_bytes()
+        plot.save(tmp_path / "plot.svg")
+        assert (tmp_path / "plot.svg").read_bytes() == first
+        assert b"<text" in first
 
 
 def test_the_priors_study_finds_what_is_there(imagined) -> None:
-    _, (table,), _ = STUDIES["priors"].ask(imagined)
+    (table,) = STUDIES["priors"].ask(imagined).tables
     standard = "val 20 a class, GLA with shrinkage"
     assert table.summary(f"mixed, {standard}", "spearman").mean > 0.9
     assert table.summary("mixed, 80 a class, GLA with shrinkage", "slope").mean == pytest.approx(1, abs=0.15)
@@ -83,7 +92,7 @@ def test_the_priors_study_finds_what_is_there(imagined) -> None:
 
 def test_members_of_equal_worth_gain_alike(imagined) -> None:
     # All members are independent and equally good here: nothing but ensembling is to be found.
-    _, (table,), _ = STUDIES["members"].ask(imagined)
+    (table,) = STUDIES["members"].ask(imagined).tables
     gain = table.difference("M = 3, different priors", "M = 1", "overall")
     assert gain.ci[0] > 0.02
     beyond = table.difference("M = 3, different priors", "M = 3, same prior", "overall")
@@ -91,7 +100,7 @@ def test_members_of_equal_worth_gain_alike(imagined) -> None:
 
 
 def test_the_groups_study_is_exact_for_the_truth(imagined) -> None:
-    _, (table,), _ = STUDIES["groups"].ask(imagined)
+    (table,) = STUDIES["groups"].ask(imagined).tables
     same = [table.summary(str(n), "same").mean for n in (2, 10, 50)]
     assert same == sorted(same)
     assert table.summary("truth", "same").mean == 1
@@ -116,14 +125,23 @@ def test_models_and_members_are_made_once(monkeypatch, tmp_path) -> None:
     assert Bench(0, tmp_path, Hearing()).member(different(0), seed=1).logits["test"].shape == (600, 12)
 
 
-def test_sections_are_written_between_their_markers(tmp_path) -> None:
+def test_sections_are_written_between_their_markers(imagined, tmp_path) -> None:
     page = tmp_path / "lab.md"
     page.write_text("before\n<!-- study groups -->\nold\n<!-- end of study groups -->\nafter\n")
-    write_section(page, "groups", "new\n")
-    write_section(page, "groups", "newer\n")
-    assert page.read_text() == "before\n<!-- study groups -->\nnewer\n<!-- end of study groups -->\nafter\n"
-    with pytest.raises(RunError, match="has no lines '<!-- study rules -->'"):
-        write_section(page, "rules", "new\n")
+    section = Section(STUDIES["groups"], STUDIES["groups"].ask(imagined), "the command", 3)
+    write_section(page, section)
+    once = page.read_text()
+    write_section(page, section)
+    assert page.read_text() == once
+    assert once == (
+        f"before\n<!-- study groups -->\n{section.to_markdown('images')}<!-- end of study groups -->\nafter\n"
+    )
+    (picture,) = re.findall(r"\]\((.*?)\)", once)
+    assert (tmp_path / picture).is_file()
+    assert "](" not in section.to_markdown()
+    page.write_text("no markers")
+    with pytest.raises(RunError, match="has no lines '<!-- study groups -->'"):
+        write_section(page, section)
 
 
 def test_mistakes() -> None:

@@ -86,23 +86,28 @@ def study(
         ),
     ] = None,
 ) -> None:
-    """Run a study over several worlds; print its findings and tables, or write them into a page."""
+    """Run a study over several worlds; print its findings and tables, or write them and plots into a page."""
     from dualtail.cli.console import ConsoleObserver
-    from dualtail.lab.studies import STUDIES, get_study, run_study, write_section
+    from dualtail.lab.plots import require_matplotlib
+    from dualtail.lab.studies import STUDIES, find_section, get_study, run_study, write_section
 
     if name == "list":
         for key, study in STUDIES.items():
             print(f"{key:12} {study.question}")
         return
     chosen = list(STUDIES) if name == "all" else [get_study(name).name]
+    if docs is not None:  # what cannot be written is said before the work
+        require_matplotlib()
+        for key in chosen:
+            find_section(docs, key)
     observer = ConsoleObserver()
     try:
         for key in chosen:
-            text = run_study(key, worlds, work, most=most, observer=observer)
+            section = run_study(key, worlds, work, most=most, observer=observer)
             if docs is None:
-                print(text)
+                print(section.to_markdown())
             else:
-                write_section(docs, key, text)
+                write_section(docs, section)
                 print(f"{key}: written to {docs}")
     finally:
         observer.close()

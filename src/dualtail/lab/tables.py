@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from dualtail.logits.comparison import SeedSummary, summarize_seeds
 from dualtail.logits.metrics import Evaluation
@@ -73,6 +72,10 @@ class Table:
         pairs = zip(self.rows[title], self.rows[other], strict=True)
         return summarize_seeds([a[column] - b[column] for a, b in pairs])
 
+    def contrast(self, title: str, column: str, other: str) -> SeedSummary:
+        """Return mean and interval of ``column`` minus ``other`` in one row, world by world."""
+        return summarize_seeds([row[column] - row[other] for row in self.rows[title]])
+
     def to_markdown(self) -> str:
         """Return the table; a cell is mean ± half the 95 % interval, and the standard deviation over worlds."""
         lines = [
@@ -140,15 +143,3 @@ def number(summary: SeedSummary, digits: int = 2) -> str:
 def titles(*keys: str, **more: str) -> dict[str, str]:
     """Return columns for the named figures."""
     return {key: TITLES[key] for key in keys} | more
-
-
-def section(
-    question: str, findings: Sequence[str], tables: Sequence[Table], notes: Sequence[str], **info: Any
-) -> str:
-    """Return a study's section in Markdown: the question, a sentence a finding, the tables, how it was made."""
-    parts = [f"*{question}*", "\n".join(f"- {finding}" for finding in findings)]
-    parts += [table.to_markdown() for table in tables]
-    parts.append("Cells: mean over worlds ± half the 95 % t-interval (standard deviation over worlds).")
-    parts += list(notes)
-    parts.append(f"Made by `{info['command']}` over {info['worlds']} worlds.")
-    return "\n\n".join(parts) + "\n"
