@@ -14,6 +14,8 @@ class ImageSpec:
         mean: per-channel mean (R, G, B) of the values in [0, 1].
         std: per-channel standard deviation of the same.
         interpolation: ``"bicubic"`` or ``"bilinear"``, used when an image is resized.
+        squash: whether the model was trained on whole images squeezed into the square, whatever their shape (SigLIP),
+            rather than on squares cut out of them.
 
     Example:
         >>> ImageSpec(size=32).interpolation
@@ -24,3 +26,4 @@ class ImageSpec:
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     interpolation: str = "bicubic"
+    squash: bool = False

@@ -73,7 +73,7 @@ def test_without_flip_nothing_is_mirrored(name):
 
 
 def test_options_are_those_that_exist():
-    assert set(train_transform_options("resize")) == {"interpolation", "resize", "flip"}
+    assert set(train_transform_options("resize")) == {"interpolation", "resize", "flip", "squash"}
     for name in TRAIN_TRANSFORMS:
         assert {"interpolation", "flip"} <= set(train_transform_options(name))
 
@@ -82,7 +82,11 @@ def test_options_are_those_that_exist():
     ("name", "options", "message"),
     [
         ("minimalst", {}, "there is no train transform 'minimalst'; did you mean 'minimalist'?"),
-        ("resize", {"scale": (0.1, 1)}, "has no option 'scale'; it takes interpolation, resize, flip"),
+        (
+            "resize",
+            {"scale": (0.1, 1)},
+            "has no option 'scale'; it takes interpolation, resize, flip, squash",
+        ),
         ("random_resized_crop", {"flp": 0}, "has no option 'flp'; did you mean 'flip'?"),
         ("random_resized_crop", {"flip": 2}, "flip is 2"),
         ("random_resized_crop", {"scale": (0.5, 0.1)}, "scale is"),
@@ -183,6 +187,26 @@ def test_minimalist_cuts_squares_anywhere():
 
 
 # --- evaluation
+
+
+@pytest.mark.parametrize("size", [(60, 40), (40, 60), (20, 90)])
+def test_squashed_images_are_those_of_open_clip(size):
+    # As SigLIP was trained: the whole image, squeezed into the square.
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    spec = ImageSpec(size=32, squash=True)
+    transform = eval_transform(spec)
+    assert transform.key == "32_32_bicubic_1crop_squash"
+    theirs = image_transform_v2(
+        PreprocessCfg(size=32, mean=(0.0,) * 3, std=(1.0,) * 3, resize_mode="squash"), is_train=False
+    )
+    image = photo(*size)
+    difference = transform(image).float() - 255 * theirs(image)
+    assert difference.abs().max() <= 2  # PIL's and torch's resizing round differently
+    assert not torch.equal(transform(image), eval_transform(ImageSpec(size=32))(image))
+    assert train_transform(spec, "resize") == eval_transform(spec)
+    assert eval_transform(spec, crops=5)(image).shape == (5, 3, 32, 32)
+    assert eval_transform(spec, resize=40).key == "32_40_bicubic_1crop_squash"
 
 
 def test_eval_transform_equals_torchvision_on_pil():

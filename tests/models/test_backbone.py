@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from dualtail.errors import BackboneError
-from dualtail.models import _weights
+from dualtail.models import _open_clip, _weights
+from dualtail.models._parts import image_spec
 from dualtail.models.backbone import Backbone, load_backbone
 
 
@@ -206,6 +207,14 @@ def test_normalize_is_the_backbones_mean_and_std(tmp_path: Path) -> None:
     torch.testing.assert_close(backbone.normalize(white).flatten(), torch.tensor([5.0, 3.0, 2.8]))
     ready = torch.rand(1, 3, 2, 2)
     assert backbone.normalize(ready) is ready
+
+
+def test_squashed_images_follow_the_backbone(tmp_path: Path) -> None:
+    assert load_backbone(f"open_clip:{tiny.write_folder(tmp_path, resize_mode='squash')}").image_spec.squash
+    assert image_spec("x", 32, {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_mode": "squash"}).squash
+    assert not image_spec("x", 32, {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_mode": "center"}).squash
+    source = _open_clip._listed_source("open_clip:ViT-B-16-SigLIP/webli", "ViT-B-16-SigLIP/webli")
+    assert source.preprocess["resize_mode"] == "squash"
 
 
 def test_timm_image_spec_is_its_data_config() -> None:

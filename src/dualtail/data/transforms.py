@@ -39,15 +39,16 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Resize the shorter side, then cut the centre, or five or ten crops.
+    """Resize the shorter side, or both for a model that was trained so, then cut the centre, or five or ten crops.
 
     Attributes:
         size: side of the output.
-        resize: length of the shorter side before the crop, at least ``size``.
+        resize: length of the shorter side before the crop (of both sides with ``squash``), at least ``size``.
         interpolation: ``"bicubic"`` or ``"bilinear"``, with antialiasing.
         crops: 1 (centre), 5 (corners and centre) or 10 (the same and their mirror images); more than one gives
             ``(K, 3, S, S)``.
         flip: probability of a mirror image (0 at test time).
+        squash: make both sides ``resize`` long, whatever the image's shape.
 
     Example:
         >>> EvalTransform(8, 9, "bicubic", crops=5)(Image.new("RGB", (20, 12))).shape
@@ -59,6 +60,7 @@ class EvalTransform:
     interpolation: str
     crops: int = 1
     flip: float = 0.0
+    squash: bool = False
 
     def __post_init__(self) -> None:
         if self.resize < self.size:
@@ -75,8 +77,8 @@ class EvalTransform:
             >>> EvalTransform(224, 256, "bicubic").key
             '224_256_bicubic_1crop'
         """
-        flip = f"_flip{self.flip:g}" if self.flip else ""
-        return f"{self.size}_{self.resize}_{self.interpolation}_{self.crops}crop{flip}"
+        more = ("_flip" + format(self.flip, "g")) * bool(self.flip) + "_squash" * self.squash
+        return f"{self.size}_{self.resize}_{self.interpolation}_{self.crops}crop{more}"
 
     @property
     def min_side(self) -> int:
@@ -86,7 +88,8 @@ class EvalTransform:
     def __call__(self, image: Image.Image, progress: float = 0.0) -> Tensor:
         """Return uint8 ``(3, S, S)``, or ``(K, 3, S, S)`` for more than one crop."""
         mode = v2.InterpolationMode(self.interpolation)
-        resized = F.resize(F.pil_to_tensor(image), [self.resize], interpolation=mode, antialias=True)
+        sides = [self.resize] * (1 + self.squash)
+        resized = F.resize(F.pil_to_tensor(image), sides, interpolation=mode, antialias=True)
         size = [self.size, self.size]
         if self.crops == 1:
             return _maybe_flip(F.center_crop(resized, size), self.flip).contiguous()
@@ -232,9 +235,9 @@ class MinimalistCrop:
 
 
 def _resize_only(
-    size: int, interpolation: str, resize: int | None = None, flip: float = 0.0
+    size: int, interpolation: str, resize: int | None = None, flip: float = 0.0, squash: bool = False
 ) -> EvalTransform:
-    return EvalTransform(size, resize or size, interpolation, flip=flip)
+    return EvalTransform(size, resize or size, interpolation, flip=flip, squash=squash)
 
 
 def _rand_augmented(
@@ -263,10 +266,9 @@ def train_transform(spec: ImageSpec, name: str = "random_resized_crop", **option
     Args:
         spec: what the backbone expects; gives size and interpolation.
         name: one of `TRAIN_TRANSFORMS`: ``"random_resized_crop"`` (LIFT), ``"minimalist"`` (LIFT+),
-            ``"rand_augment"`` (a random resized crop and RandAugment), ``"resize"`` (none: shorter side and
-            centre crop).
+            ``"rand_augment"`` (a random resized crop and RandAugment), ``"resize"`` (none: as at test time).
         options: the attributes of that transform, such as ``flip=0`` or ``scale=(0.5, 1)``; ``interpolation``
-            overrides the backbone's.
+            and, for ``"resize"``, ``squash`` override the backbone's.
 
     Raises:
         InputError: an unknown name or option (with the nearest), or a value out of range.
@@ -291,7 +293,10 @@ def train_transform(spec: ImageSpec, name: str = "random_resized_crop", **option
             fix = f"did you mean {found!r}?" if found else f"it takes {', '.join(known_options)}"
             raise InputError(f"the train transform {name!r} has no option {option!r}", fix=fix)
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    return build(**{"size": spec.size, "interpolation": spec.interpolation, **options})
+    own: dict[str, Any] = {"size": spec.size, "interpolation": spec.interpolation}
+    if "squash" in known_options:
+        own["squash"] = spec.squash
+    return build(**{**own, **options})
 
 
 def train_transform_options(name: str) -> tuple[str, ...]:
@@ -314,8 +319,9 @@ def eval_transform(
 
     Args:
         spec: what the backbone expects.
-        resize: length of the shorter side before the crop. By default ``size + size // 7`` (256 for 224) for one
-            crop and ``size + round(24 size / 224)`` (248 for 224) for several, as LIFT has it.
+        resize: length of the shorter side before the crop. By default ``size + size // 7`` (256 for 224) for one crop
+            and ``size + round(24 size / 224)`` (248 for 224) for several, as LIFT has it; for one crop of a backbone
+            whose images are squashed ``size``, so that nothing is cut off.
         crops: 1, or 5 or 10 for test-time ensembling.
         interpolation: overrides the backbone's.
 
@@ -324,8 +330,9 @@ def eval_transform(
         ('224_256_bicubic_1crop', '224_248_bicubic_5crop')
     """
     if resize is None:
-        resize = spec.size + (spec.size // 7 if crops == 1 else round(24 * spec.size / 224))
-    return EvalTransform(spec.size, resize, interpolation or spec.interpolation, crops)
+        margin = spec.size // 7 * (not spec.squash) if crops == 1 else round(24 * spec.size / 224)
+        resize = spec.size + margin
+    return EvalTransform(spec.size, resize, interpolation or spec.interpolation, crops, squash=spec.squash)
 
 
 def _check_common(size: int, interpolation: str, flip: float) -> None:

@@ -100,7 +100,8 @@ def interval_plot(caption: str, table: Table, columns: Sequence[str], *, base: s
                     worlds = [w - 100 * row[column] for w, row in zip(worlds, table.rows[base], strict=True)]
                 axes.plot(worlds, [place - 0.25] * len(worlds), ".", color="0.6", markersize=3)
                 axes.errorbar(
-                    [100 * summary.mean], [place], xerr=_halves(summary), fmt="o", color=_COLORS[0], markersize=4, capsize=2
+                    [100 * summary.mean], [place], xerr=_halves(summary),
+                    fmt="o", color=_COLORS[0], markersize=4, capsize=2,
                 )  # fmt: skip
             axes.set_title(table.columns[column])
             axes.set_xlabel("per cent" if base is None else "points")

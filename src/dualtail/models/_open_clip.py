@@ -143,7 +143,8 @@ def _listed_source(name: str, rest: str) -> _Source:
             where=name,
             fix=f"use open_clip:{_twin(arch)}/{tag}",
         )
-    preprocess |= {key: pretrained[key] for key in ("mean", "std", "interpolation") if key in pretrained}
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    preprocess |= {key: pretrained[key] for key in keys if key in pretrained}
     return _Source(model_cfg, preprocess, arch, lambda: _fetch(name, pretrained))
 
 

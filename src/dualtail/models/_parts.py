@@ -78,7 +78,10 @@ def quiet() -> Iterator[None]:
 
 
 def image_spec(name: str, size: object, config: Mapping[str, Any]) -> ImageSpec:
-    """Return the ImageSpec of a library's preprocessing settings (``mean``, ``std``, ``interpolation``)."""
+    """Return the ImageSpec of a library's preprocessing settings.
+
+    open_clip calls it ``resize_mode``, timm ``crop_mode``, where whole images are squeezed into the square.
+    """
     sides = {int(side) for side in size} if isinstance(size, (tuple, list)) else {int(size)}  # type: ignore[call-overload]
     if len(sides) != 1:
         raise BackboneError(
@@ -95,6 +98,7 @@ def image_spec(name: str, size: object, config: Mapping[str, Any]) -> ImageSpec:
         mean=mean,
         std=std,
         interpolation=interpolation if interpolation in _INTERPOLATIONS else "bicubic",
+        squash="squash" in (config.get("resize_mode"), config.get("crop_mode")),
     )
 
 

@@ -7,6 +7,7 @@ alike the maps of two models are come from these alone, so that they speak of th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,9 @@ def attribute_run(
         if progress is not None:
             progress(len(found), len(models), key[1])
         model = load()
-        transform = eval_transform(model.backbone.image_spec, crops=1)
+        # One cut for all, also for models of squashed images: maps are compared place by place.
+        spec = replace(run.recipe.data.image_spec(model.backbone.image_spec), squash=False)
+        transform = eval_transform(spec)
         loader = eval_loader(picked, {transform.key: transform}, batch_size=_BATCH, workers=0)
         if shown is None:
             shown = torch.cat([_shrink(views_of(batch)[transform.key]) for batch in loader])
