@@ -127,6 +127,8 @@ def format_value(kind: Kind, value: Any) -> str:
         ('81.2', '-1.3', '12,345')
         >>> format_value("p_value", 0.00002), format_value("number", 1.23456), format_value("percent", None)
         ('< 0.001', '1.23', '')
+        >>> format_value("number", 1341.6)
+        '1,342'
     """
     if kind == "text":
         return "" if value is None else str(value)
@@ -144,7 +146,8 @@ def format_value(kind: Kind, value: Any) -> str:
         return f"{bare:.2f}".replace("-0.00", "0.00")
     if kind == "p_value":
         return "< 0.001" if bare < 0.001 else f"{bare:.3f}"
-    return f"{bare:.3g}"
+    # From a hundred on, "3 digits" would print powers of ten.
+    return f"{bare:,.0f}" if abs(bare) >= 100 else f"{bare:.3g}"
 
 
 def format_interval(kind: Kind, value: Any) -> str:
