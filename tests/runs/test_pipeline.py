@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,56 @@ def test_a_backbone_that_takes_anothers_name_leaves_nothing_of_it(workshop: Path
     assert "prior/second" not in run.stages()
     with open(run.adjusted_dir / "methods.csv") as file:
         assert [row["members"] for row in csv.DictReader(file) if row["method"] == "zero_shot"] == ["tiny_a"]
+
+
+class Stages(Observer):
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+
+    def stage(self, title: str) -> None:
+        self.begun.append(title.partition(":")[0])
+
+
+def test_a_new_test_image_trains_nobody_again(workshop: Path, tmp_path: Path):
+    shutil.copytree(workshop / "images", tmp_path / "images")
+    recipe = recipe_of(workshop, f"data.root={tmp_path / 'images'}", "finetune.loss.name=gla_train")
+    run_pipeline(recipe, tmp_path / "run")
+    image = next((tmp_path / "images" / "test" / "blue jay").iterdir())
+    shutil.copy(image, image.with_name("another.png"))
+    seen = Stages()
+    run = run_pipeline(recipe, tmp_path / "run", observer=seen)
+    assert set(seen.begun) == {
+        "zero-shot", "pre-training prior", "logits", "backdoor adjustment", "evaluation", "attribution",
+    }  # fmt: skip
+    assert len(read_logits(run.member_dir("tiny_a") / "logits.safetensors", "test").labels) == 25
+
+
+@pytest.mark.parametrize(
+    ("split", "keep", "trains"), [("val", "last", False), ("val", "best", True), ("train", "last", True)]
+)
+def test_what_training_sees_trains_again(workshop: Path, tmp_path: Path, split: str, keep: str, trains: bool):
+    shutil.copytree(workshop / "images", tmp_path / "images")
+    recipe = recipe_of(workshop, f"data.root={tmp_path / 'images'}", f"finetune.keep={keep}")
+    run_pipeline(recipe, tmp_path / "run")
+    image = next((tmp_path / "images" / split / "blue jay").iterdir())
+    shutil.copy(image, image.with_name("another.png"))
+    seen = Stages()
+    run_pipeline(recipe, tmp_path / "run", observer=seen)
+    assert ("fine-tuning" in seen.begun) == trains
+    assert "logits" in seen.begun
+
+
+def test_models_and_images_may_move(workshop: Path, tmp_path: Path):
+    run_pipeline(recipe_of(workshop), tmp_path / "run")
+    shutil.copytree(workshop, tmp_path / "moved")
+    seen = Stages()
+    moved = recipe_of(tmp_path / "moved")
+    run_pipeline(moved, tmp_path / "run", update=True, observer=seen)
+    assert seen.begun == []
+    config = tmp_path / "moved" / "tiny_a" / "open_clip_config.json"
+    config.write_text(config.read_text() + " ")
+    run_pipeline(moved, tmp_path / "run", observer=seen)
+    assert seen.begun.count("fine-tuning") == 1
 
 
 def test_a_run_that_fails_at_once_leaves_the_directory_free(workshop: Path, tmp_path: Path):

@@ -83,12 +83,6 @@ def read_header(directory: Path) -> dict[str, Any]:
     return header
 
 
-def remove_checkpoint(directory: Path) -> None:
-    """Delete a checkpoint and what a killed process left of one."""
-    for name in (CHECKPOINT_NAME, f"{CHECKPOINT_NAME}.tmp"):
-        (directory / name).unlink(missing_ok=True)
-
-
 def restore_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], prefix: str, where: str) -> None:
     """Copy ``source[prefix + name]`` into each tensor of ``target`` in place.
 

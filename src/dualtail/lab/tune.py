@@ -15,7 +15,6 @@ from dualtail.engine.finetune import finetune
 from dualtail.engine.settings import FinetuneSettings
 from dualtail.lab.corpus import Sample
 from dualtail.lab.probes import TEMPLATES, features_of
-from dualtail.lab.task import train_counts
 from dualtail.lab.world import World
 from dualtail.logits.losses import build_loss
 from dualtail.logits.prior import LabelPrior
@@ -148,8 +147,3 @@ def tune(
     features = {name: features_of(classifier, splits[name].images) for name in answer}
     with torch.no_grad():
         return Member({name: classifier.head(value) for name, value in features.items()}, features)
-
-
-def source_counts(world: World, *, balanced: bool = False) -> Tensor:
-    """Return the task's training counts ``(C,)`` as a tensor."""
-    return torch.from_numpy(train_counts(world, balanced=balanced))

@@ -7,7 +7,6 @@ widened to float32; float32 and float64 keep their precision.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -104,12 +103,3 @@ def row_chunks(rows: int, columns: int, budget: int = 1 << 22) -> list[slice]:
     """Cut ``rows`` into slices of about ``budget`` entries, so that temporaries stay small and in cache."""
     step = max(1, budget // max(1, columns))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
-
-
-def map_rows(function: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
-    """Apply ``function`` to chunks of rows of ``logits (N, C)`` and concatenate what it returns."""
-    return (
-        torch.cat([function(logits[rows]) for rows in row_chunks(*logits.shape)])
-        if len(logits)
-        else function(logits)
-    )

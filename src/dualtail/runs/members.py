@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from dualtail.errors import RecipeError
@@ -30,23 +32,36 @@ class BackbonePlan:
     image_size: int | None = None
 
     def identity(self) -> list[object]:
-        """Return what tells its weights from others' without loading them (names, sizes and times of files)."""
-        files: list[Path] = []
-        local = Path(self.backbone.partition(":")[2])
+        """Return what tells its weights from others': the content of files, wherever they lie, or a listed name."""
+        library, _, rest = self.backbone.partition(":")
+        local = Path(rest)
         if local.is_dir():
-            files += sorted(path for path in local.iterdir() if path.is_file())
-        if self.weights is not None and self.weights != "random":
-            files.append(Path(self.weights))
-        stamps = [
-            [path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.exists()
-        ]
-        return [
-            self.backbone,
-            self.weights,
-            self.seed if self.weights == "random" else None,
-            self.image_size,
-            stamps,
-        ]
+            files = sorted(path for path in local.iterdir() if path.is_file())
+            source: object = [library, [[path.name, _digest(path)] for path in files]]
+        else:
+            source = self.backbone
+        weights, seed = self.weights, self.seed if self.weights == "random" else None
+        if weights is not None and weights != "random":
+            weights = _digest(Path(weights))
+        return [source, weights, seed, self.image_size]
+
+
+def _digest(path: Path) -> str | None:
+    """Return the sha256 of a file, or None if it is not there; once for each state of the file."""
+    try:
+        known = path.stat()
+    except OSError:
+        return None  # what is missing is said where it is loaded
+    return _digest_of(path, known.st_size, known.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _digest_of(path: Path, size: int, modified: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

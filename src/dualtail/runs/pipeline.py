@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dualtail.data.loader import Loader, eval_loader, train_loader
-from dualtail.data.manifest import Manifest
+from dualtail.data.manifest import SPLITS, Manifest
 from dualtail.data.problems import raise_errors
 from dualtail.data.transforms import eval_transform, train_transform
 from dualtail.engine.checkpoint import CHECKPOINT_NAME, read_header
@@ -150,13 +150,11 @@ class Pipeline:
         self.eval_splits = [name for name in ("val", "test") if name in self.manifest.split_sizes]
         for fault in find_missing_val(recipe, self.manifest):
             raise RecipeError(fault, where="recipe")
-        self.data_print = fingerprint(
-            self.manifest.fingerprint(), recipe.data.on_bad_image, recipe.data.interpolation
-        )
+        self.split_prints = {name: self.manifest.split(name).fingerprint() for name in SPLITS}
         if self.team.leads:
             self.run.write_provenance(
                 data={
-                    "fingerprint": self.data_print,
+                    "fingerprint": self._data_inputs(*SPLITS),
                     "root": recipe.data.root,
                     "image_root": str(self.manifest.root),
                     "splits": self.manifest.split_sizes,
@@ -421,11 +419,18 @@ class Pipeline:
 
     # What a stage depends on.
 
+    def _data_inputs(self, *splits: str) -> str:
+        data = self.recipe.data
+        return fingerprint(
+            [self.split_prints[name] for name in splits], data.on_bad_image, data.interpolation
+        )
+
     def _zero_shot_inputs(self, plan: BackbonePlan, splits: Sequence[str]) -> str:
         recipe = self.recipe
+        data = self._data_inputs(*("train" if name == "prior" else name for name in splits))
         drawn = [recipe.prior.per_class, recipe.seed] if "prior" in splits else None
         how = [recipe.evaluate.crops, recipe.finetune.precision]
-        return fingerprint(self.data_print, plan.identity(), self._text_inputs(), list(splits), drawn, how)
+        return fingerprint(data, plan.identity(), self._text_inputs(), list(splits), drawn, how)
 
     def _text_inputs(self) -> list[Any]:
         text = self.recipe.text
@@ -439,14 +444,17 @@ class Pipeline:
 
     def _finetune_inputs(self, member: MemberPlan) -> str:
         recipe = self.recipe
+        # Test images, and val where no choice is made on it, may change without another training.
+        data = self._data_inputs("train", *(["val"] if recipe.finetune.keep == "best" else []))
         settings = [recipe.finetune.model_dump(mode="json"), self._text_inputs()]
         needs_prior = any("pretrain_prior" in LOSSES[loss.name].needs for loss in recipe.finetune.losses)
-        prior = self._inputs_of(f"prior/{member.backbone.name}") if needs_prior else None
+        prior = self._pretrain_prior(member.backbone).to_dict() if needs_prior else None
         seeds = [member.seed, recipe.seed]  # the recipe's draws the head's first weights
-        return fingerprint(self.data_print, member.backbone.identity(), seeds, settings, prior)
+        return fingerprint(data, member.backbone.identity(), seeds, settings, prior)
 
     def _logits_inputs(self, member: MemberPlan) -> str:
-        return fingerprint(self._inputs_of(f"finetune/{member.name}"), self.recipe.evaluate.crops)
+        data = self._data_inputs(*self.eval_splits)
+        return fingerprint(self._inputs_of(f"finetune/{member.name}"), data, self.recipe.evaluate.crops)
 
     def _adjust_inputs(self) -> str:
         of_members = [[member.name, self._inputs_of(f"logits/{member.name}")] for member in self.members]
