@@ -16,6 +16,9 @@ from dualtail.errors import DualtailError, Interrupted
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
+# These keep what they finished.
+RESUMED = ("run", "demo", "lab")
+
 app = typer.Typer(
     name="dualtail",
     no_args_is_help=True,
@@ -65,7 +68,8 @@ def run() -> None:
         line = _usage_line(error)
         sys.exit(_say(f"error: {line}", 2) if line else 2)  # empty where the help was printed in its place
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(_say("stopped; the same command goes on where it was", 130))
+        resumed = sys.argv[1:2] and sys.argv[1] in RESUMED
+        sys.exit(_say("stopped; the same command goes on where it was" if resumed else "stopped", 130))
     except BrokenPipeError:
         # The reader of our output went away (`| head`); a second failure at exit is avoided by a closed stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -86,5 +90,7 @@ def _usage_line(error: Any) -> str:
 
 
 def _say(line: str, code: int) -> int:
-    print(" ".join(line.split()), file=sys.stderr)
+    # Of several processes any one may be the first to meet a fault.
+    several = f"[process {os.environ.get('RANK')}] " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+    print(several + " ".join(line.split()), file=sys.stderr)
     return code
