@@ -62,7 +62,16 @@ def tell_demo(folder: str | Path, observer: Observer | None = None) -> Iterator[
     Raises:
         DualtailError: the folder holds something else, or cannot be written.
     """
-    folder, observer = Path(folder), observer or Observer()
+    threads = torch.get_num_threads()
+    # Models as small as these gain nothing from a second thread but waiting, and sums then depend on the machine.
+    torch.set_num_threads(1)
+    try:
+        yield from _tell(Path(folder), observer or Observer())
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _tell(folder: Path, observer: Observer) -> Iterator[Chapter]:
     world = embedded_world()
     started = time.monotonic()
     if not _is_written(world, folder / "data"):
