@@ -7,6 +7,7 @@ widened to float32; float32 and float64 keep their precision.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,10 @@ def as_tensor(value: ArrayLike, name: str) -> Tensor:
         array = np.asarray(value)
         if array.dtype == object:
             raise TypeError
-        # A read-only array (a memory map, say) is only read here, so torch's warning would mislead.
-        return torch.from_numpy(array) if array.flags.writeable else torch.from_numpy(array.copy())
+        with warnings.catch_warnings():
+            # A read-only array, such as a memory map larger than the memory, is only read.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+            return torch.from_numpy(array)
     except (TypeError, ValueError):
         raise InputError(f"{name} is not an array of numbers", fix="pass a tensor or a numpy array") from None
 
