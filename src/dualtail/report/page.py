@@ -315,13 +315,13 @@ def _environment() -> Environment:
 
 
 def _asset(name: str) -> str:
-    return files("dualtail.report").joinpath("templates", name).read_text(encoding="utf-8")
+    return (files("dualtail.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 @lru_cache(maxsize=1)
 def _chart_library() -> tuple[str, str]:
     """Return Plotly's script, packed (gzip, base64), and its hash for the content security policy."""
-    script = files("plotly").joinpath("package_data", "plotly.min.js").read_bytes()
+    script = (files("plotly") / "package_data" / "plotly.min.js").read_bytes()
     packed = base64.b64encode(gzip.compress(script, 6, mtime=0)).decode("ascii")
     return packed, _csp_hash(script.decode("utf-8"))
 
