@@ -14,8 +14,8 @@ class ImageSpec:
         mean: per-channel mean (R, G, B) of the values in [0, 1].
         std: per-channel standard deviation of the same.
         interpolation: ``"bicubic"`` or ``"bilinear"``, used when an image is resized.
-        squash: whether the model was trained on whole images squeezed into the square, whatever their shape (SigLIP),
-            rather than on squares cut out of them.
+        squash: whether the model was trained on whole images squeezed into the square, whatever their shape (as
+            open_clip's SigLIP), rather than on squares cut out of them.
 
     Example:
         >>> ImageSpec(size=32).interpolation

@@ -88,3 +88,33 @@ for step in range(300):
         torch.distributed.barrier()
 torch.distributed.barrier()
 """
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_ends_them_all(program: Path, tmp_path: Path):
+    script = tmp_path / "fail.py"
+    script.write_text(FAIL)
+    command = [
+        str(program.parent / "torchrun"),
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+        str(script),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode != 0
+
+
+FAIL = """
+import sys
+import torch
+from dualtail.engine.launch import join_processes
+
+state = join_processes("cpu")
+torch.distributed.barrier()
+if state.process_index == 0:
+    sys.exit(2)
+torch.distributed.all_reduce(torch.ones(1000))  # what the first one will never join
+"""

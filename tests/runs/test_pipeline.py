@@ -13,10 +13,13 @@ import pytest
 import torch
 import yaml
 
+from dualtail.data.transforms import eval_transform
 from dualtail.engine.checkpoint import write_checkpoint
 from dualtail.errors import DualtailError, RecipeError
+from dualtail.imagespec import ImageSpec
 from dualtail.logits.metrics import evaluate
 from dualtail.logits.prior import LabelPrior
+from dualtail.runs import attribution, pipeline
 from dualtail.runs.analysis import remaining_source_prior
 from dualtail.runs.observer import Observer
 from dualtail.runs.pipeline import drop_stale_checkpoints, run_pipeline
@@ -156,7 +159,7 @@ def test_a_new_test_image_trains_nobody_again(workshop: Path, tmp_path: Path):
     seen = Stages()
     run = run_pipeline(recipe, tmp_path / "run", observer=seen)
     assert set(seen.begun) == {
-        "zero-shot", "pre-training prior", "logits", "backdoor adjustment", "evaluation", "attribution",
+        "zero-shot", "logits", "backdoor adjustment", "evaluation", "attribution",
     }  # fmt: skip
     assert len(read_logits(run.member_dir("tiny_a") / "logits.safetensors", "test").labels) == 25
 
@@ -174,6 +177,30 @@ def test_what_training_sees_trains_again(workshop: Path, tmp_path: Path, split: 
     run_pipeline(recipe, tmp_path / "run", observer=seen)
     assert ("fine-tuning" in seen.begun) == trains
     assert "logits" in seen.begun
+
+
+def test_all_maps_are_of_one_cut(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shutil.copytree(workshop / "tiny_a", tmp_path / "squashed")
+    config = tmp_path / "squashed" / "open_clip_config.json"
+    content = json.loads(config.read_text())
+    content.setdefault("preprocess_cfg", {})["resize_mode"] = "squash"
+    config.write_text(json.dumps(content))
+    asked: dict[str, list[ImageSpec]] = {}
+    for module in (attribution, pipeline):
+        seen = asked.setdefault(module.__name__, [])
+        monkeypatch.setattr(
+            module,
+            "eval_transform",
+            lambda spec, seen=seen, **how: (seen.append(spec), eval_transform(spec, **how))[1],
+        )
+    recipe = recipe_of(
+        workshop, f"members.0.backbone=open_clip:{tmp_path / 'squashed'}", "data.interpolation=bilinear"
+    )
+    run_pipeline(recipe, tmp_path / "run")
+    maps, logits = asked[attribution.__name__], asked[pipeline.__name__]
+    assert {spec.squash for spec in logits} == {True, False}
+    assert {spec.squash for spec in maps} == {False}
+    assert {spec.interpolation for spec in maps + logits} == {"bilinear"}
 
 
 def test_models_and_images_may_move(workshop: Path, tmp_path: Path):

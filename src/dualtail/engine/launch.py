@@ -72,8 +72,9 @@ def join_processes(device: str | torch.device = "auto") -> PartialState:
             torch.cuda.set_device(wanted)
         # A process may wait for hours: for members that take longer, or for the first one's arithmetic.
         state = PartialState(cpu=wanted.type == "cpu", timeout=timedelta(days=7))
-        if state.num_processes > 1:
-            # While the interpreter shuts down, a thread of the group that still drops a tensor would abort the process.
+        if state.num_processes > 1 and torch.distributed.get_backend() == "gloo":
+            # While the interpreter shuts down, a thread of Gloo that still drops a tensor would abort the process. NCCL
+            # has no such threads, and a process that fails would wait there for the others.
             atexit.register(_leave_processes)
         return state
     return PartialState()

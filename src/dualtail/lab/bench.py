@@ -161,7 +161,8 @@ class Bench:
         return self._kept(key, make)
 
     def _kept(self, key: dict[str, Any], make: Any) -> Member:
-        content = {"world": self.world.fingerprint(Foundation()), "task": self.world.task.model_dump(), **key}
+        world = study_world(self.seed, large=key["large"])
+        content = {"world": world.fingerprint(Foundation()), "task": world.task.model_dump(), **key}
         content["finetuning"] = [EPOCHS, BATCH, LEARNING_RATE, WIDTH]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
         path = self.folder / "members" / f"{digest}.safetensors"

@@ -76,6 +76,11 @@ class Table:
         """Return mean and interval of ``column`` minus ``other`` in one row, world by world."""
         return summarize_seeds([row[column] - row[other] for row in self.rows[title]])
 
+    def interaction(self, rows: tuple[str, str], others: tuple[str, str], column: str) -> SeedSummary:
+        """Return mean and interval of the difference of ``rows`` minus that of ``others``, world by world."""
+        four = zip(*(self.rows[title] for title in (*rows, *others)), strict=True)
+        return summarize_seeds([(a[column] - b[column]) - (c[column] - d[column]) for a, b, c, d in four])
+
     def to_markdown(self) -> str:
         """Return the table; a cell is mean ± half the 95 % interval, and the standard deviation over worlds."""
         lines = [
@@ -119,6 +124,18 @@ def points(summary: SeedSummary) -> str:
     if summary.ci is None:
         return f"{100 * summary.mean:+.1f} points"
     return f"{100 * summary.mean:+.1f} points [{100 * summary.ci[0]:+.1f}, {100 * summary.ci[1]:+.1f}]"
+
+
+def share(summary: SeedSummary) -> str:
+    """Return a fraction in per cent with its interval.
+
+    Example:
+        >>> share(summarize_seeds([0.84, 0.85, 0.86]))
+        '85 % [83, 87]'
+    """
+    if summary.ci is None:
+        return f"{100 * summary.mean:.0f} %"
+    return f"{100 * summary.mean:.0f} % [{100 * summary.ci[0]:.0f}, {100 * summary.ci[1]:.0f}]"
 
 
 def verdict(summary: SeedSummary, better: str, worse: str, unsure: str) -> str:

@@ -35,15 +35,15 @@ class BackbonePlan:
         """Return what tells its weights from others': the content of files, wherever they lie, or a listed name."""
         library, _, rest = self.backbone.partition(":")
         local = Path(rest)
-        if local.is_dir():
+        if library == "open_clip" and local.is_dir():
             files = sorted(path for path in local.iterdir() if path.is_file())
             source: object = [library, [[path.name, _digest(path)] for path in files]]
         else:
             source = self.backbone
-        weights, seed = self.weights, self.seed if self.weights == "random" else None
-        if weights is not None and weights != "random":
-            weights = _digest(Path(weights))
-        return [source, weights, seed, self.image_size]
+        weights: object = self.weights
+        if self.weights is not None and self.weights != "random":
+            weights = _digest(Path(self.weights)) or ["missing", self.weights]
+        return [source, weights, self.seed if self.weights == "random" else None, self.image_size]
 
 
 def _digest(path: Path) -> str | None:
@@ -51,7 +51,7 @@ def _digest(path: Path) -> str | None:
     try:
         known = path.stat()
     except OSError:
-        return None  # what is missing is said where it is loaded
+        return None
     return _digest_of(path, known.st_size, known.st_mtime_ns)
 
 

@@ -426,6 +426,7 @@ class Pipeline:
         )
 
     def _zero_shot_inputs(self, plan: BackbonePlan, splits: Sequence[str]) -> str:
+        """Of the zero-shot logits of ``splits``; ``prior`` is the sample of train that the prior may be read off."""
         recipe = self.recipe
         data = self._data_inputs(*("train" if name == "prior" else name for name in splits))
         drawn = [recipe.prior.per_class, recipe.seed] if "prior" in splits else None
@@ -438,9 +439,9 @@ class Pipeline:
         return [text.templates, described]
 
     def _prior_inputs(self, plan: BackbonePlan) -> str:
-        return fingerprint(
-            self._inputs_of(f"zero_shot/{plan.name}"), self.recipe.prior.model_dump(mode="json")
-        )
+        # Its own split alone: test images may change without another prior, and so without another training.
+        split = "val" if self.recipe.prior.split == "val" else "prior"
+        return fingerprint(self._zero_shot_inputs(plan, [split]), self.recipe.prior.model_dump(mode="json"))
 
     def _finetune_inputs(self, member: MemberPlan) -> str:
         recipe = self.recipe
@@ -448,7 +449,7 @@ class Pipeline:
         data = self._data_inputs("train", *(["val"] if recipe.finetune.keep == "best" else []))
         settings = [recipe.finetune.model_dump(mode="json"), self._text_inputs()]
         needs_prior = any("pretrain_prior" in LOSSES[loss.name].needs for loss in recipe.finetune.losses)
-        prior = self._pretrain_prior(member.backbone).to_dict() if needs_prior else None
+        prior = self._prior_inputs(member.backbone) if needs_prior else None
         seeds = [member.seed, recipe.seed]  # the recipe's draws the head's first weights
         return fingerprint(data, member.backbone.identity(), seeds, settings, prior)
 

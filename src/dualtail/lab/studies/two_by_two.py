@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from dualtail.lab.bench import Bench
 from dualtail.lab.plots import interval_plot
 from dualtail.lab.studies.common import COLUMNS, FIRST, Answer, Study, measure, prior_groups
-from dualtail.lab.tables import Table, points, titles
+from dualtail.lab.tables import Table, points, titles, verdict
 from dualtail.lab.world import Foundation
 
 _CORPORA = {
@@ -42,31 +40,35 @@ def ask(benches: Sequence[Bench]) -> Answer:
 
 
 def _findings(table: Table) -> list[str]:
-    data = table.difference("balanced / long-tailed", "balanced / balanced", "overall")
-    parameters = table.difference("long-tailed / balanced", "balanced / balanced", "overall")
-    p_few = table.difference("long-tailed / balanced", "balanced / balanced", "p_few")
-    d_few = table.difference("balanced / long-tailed", "balanced / balanced", "d_few")
-    both = table.difference("long-tailed / long-tailed", "balanced / long-tailed", "tail_tail")
-    lost = table.difference("long-tailed, a factor lost / balanced", "long-tailed / balanced", "p_few")
-    hidden = table.difference(
-        "long-tailed, a factor lost / long-tailed", "long-tailed / long-tailed", "p_few"
-    )
-    worse = np.mean(
-        [
-            parameter["overall"] - other["overall"]
-            for parameter, other in zip(
-                table.rows["long-tailed / balanced"], table.rows["balanced / long-tailed"], strict=True
-            )
-        ]
-    )
+    whole, data, corpus, both = (
+        "balanced / balanced", "balanced / long-tailed", "long-tailed / balanced", "long-tailed / long-tailed",
+    )  # fmt: skip
+    lost, lost_both = (f"long-tailed, a factor lost / {kind}" for kind in ("balanced", "long-tailed"))
+    harder = table.difference(corpus, data, "overall")
+    meeting = table.interaction((both, data), (corpus, whole), "tail_tail")
+    hidden = table.difference(lost_both, both, "p_few")
     return [
-        f"The long-tailed training set alone costs {points(data)} overall and {points(d_few)} on D-Few; the "
-        f"long-tailed corpus alone costs {points(parameters)} overall and {points(p_few)} on P-Few: "
-        + ("the data imbalance hurts more." if worse > 0 else "the parameter imbalance hurts more."),
-        f"They meet in tail-tail: there a long-tailed corpus costs {points(both)} once the training set is long-tailed "
-        "too.",
-        f"A factor lost in the corpus' tail changes P-Few by {points(lost)} further with balanced fine-tuning, by "
-        f"{points(hidden)} with long-tailed fine-tuning.",
+        f"The long-tailed training set alone changes accuracy by {points(table.difference(data, whole, 'overall'))} "
+        f"overall and {points(table.difference(data, whole, 'd_few'))} on D-Few; the long-tailed corpus alone by "
+        f"{points(table.difference(corpus, whole, 'overall'))} overall and "
+        f"{points(table.difference(corpus, whole, 'p_few'))} on P-Few: "
+        + verdict(
+            harder,
+            "the data imbalance hurts more.",
+            "the parameter imbalance hurts more.",
+            "which of them hurts more is not shown.",
+        ),
+        f"On tail-tail the long-tailed corpus changes accuracy by "
+        f"{points(table.difference(both, data, 'tail_tail'))} once the training set is long-tailed "
+        f"too, {points(meeting)} beyond what it does with a balanced one: "
+        + verdict(
+            meeting,
+            "together they hurt less than one by one.",
+            "the two imbalances make each other worse.",
+            "that they make each other worse is not shown.",
+        ),
+        f"A factor lost in the corpus' tail changes P-Few by {points(table.difference(lost, corpus, 'p_few'))} further "
+        f"with balanced fine-tuning, by {points(hidden)} with long-tailed fine-tuning.",
     ]
 
 
