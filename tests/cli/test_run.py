@@ -100,7 +100,7 @@ def test_a_second_run_does_nothing_and_says_so(dualtail, workshop: Path, finishe
               if (finished_run / name).exists()}  # fmt: skip
     done = dualtail("run", workshop / "recipe.yaml", "--out", finished_run)
     assert done.returncode == 0, done.stderr
-    assert "finetune: tiny_a: up to date" in done.stderr
+    assert "fine-tuning: tiny_a: up to date" in done.stderr
     assert "fine-tuning" not in done.stderr
     assert all((finished_run / name).stat().st_mtime_ns == time_ for name, time_ in before.items())
 
@@ -131,6 +131,22 @@ def interrupt(program: Path, arguments: list[str], wait_for: Path, how: signal.S
         time.sleep(0.02)
     process.send_signal(how)
     return process.wait(timeout=100)
+
+
+def test_a_stopped_command_says_so(in_process, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from dualtail.runs import predict, recipe
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe, "read_recipe", stop)
+    monkeypatch.setattr(predict, "find_images", stop)
+    for arguments, said in (
+        (["run", "recipe.yaml", "--out", tmp_path], "stopped; the same command goes on where it was"),
+        (["predict", tmp_path, tmp_path], "stopped"),
+    ):
+        code, _, stderr = in_process(*arguments)
+        assert (code, stderr.strip()) == (130, said)
 
 
 @pytest.mark.slow

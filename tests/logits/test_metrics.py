@@ -395,6 +395,13 @@ class TestCalibration:
 
 
 class TestPairedTest:
+    def test_predictions_that_never_differ_are_not_known_exactly(self):
+        labels = np.repeat(np.arange(6), 3)
+        macro = paired_test(labels, labels, labels, measure="macro")
+        assert macro.ci == paired_test(labels, labels, labels).ci
+        assert macro.ci[0] < -0.05
+        assert macro.ci[1] > 0.05
+
     def test_mcnemar_is_the_binomial_test(self):
         rng = np.random.default_rng(0)
         labels = rng.integers(0, 5, 200)

@@ -44,7 +44,7 @@ def test_differences_are_paired(three: list[Path]) -> None:
     expected = paired_test(samples[2].ensemble.prediction, samples[0].ensemble.prediction, samples[0].labels)
     assert row["difference"] == Estimate(expected.difference, *expected.ci, expected.n)
     assert row["p_value"] == expected.p_value
-    assert "single is worse than small, by" in found.sentence
+    assert "single is worse than small by 22.5 points (14.1 to 30.2)" in found.sentence
     assert {row["measure"] for row in found.differences.rows} == {"all", "D-Few", "tail-tail"}
 
 

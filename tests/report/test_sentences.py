@@ -10,7 +10,16 @@ import pytest
 
 from dualtail.logits.prior import LabelPrior
 from dualtail.report.results import RunResults, read_results
-from dualtail.report.sentences import describe_groups, describe_imbalances, describe_run, look_first
+from dualtail.report.sentences import (
+    describe_groups,
+    describe_imbalances,
+    describe_run,
+    difference_of,
+    look_first,
+    spell_less,
+    union,
+)
+from dualtail.report.sheet import Estimate
 
 
 @pytest.fixture
@@ -75,14 +84,27 @@ def with_groups(results: RunResults, few: dict[str, Any], tail: dict[str, Any]) 
 
 
 def test_look_first_names_what_is_surely_behind(results: RunResults) -> None:
-    sure, unsure = cell(0.5, 0.4, 0.6), cell(0.4, 0.1, 0.85)
+    sure, unsure = cell(0.5, 0.4, 0.6), cell(0.4, 0.1, 0.95)
     assert look_first(with_groups(results, sure, unsure)).startswith(
         "D-Few: its 4 classes reach 50.0 % (40.0–60.0)"
     )
     assert look_first(with_groups(results, sure, cell(0.3, 0.2, 0.4))).startswith(
         "Tail-tail (D-Few and P-Few)"
     )
-    assert look_first(with_groups(results, unsure, unsure)).startswith("No group of classes is surely behind")
+    assert look_first(with_groups(results, unsure, unsure)).startswith("No group of classes is shown")
+
+
+def test_overlapping_intervals_may_be_apart(results: RunResults) -> None:
+    # 34 classes at 83.6 (81.5 to 85.5) against 26 others at about 88: the interval of all classes overlaps.
+    few, rest = Estimate(0.836, 0.815, 0.855, classes=34), Estimate(0.882, 0.861, 0.900, classes=26)
+    gap = difference_of(few, rest)
+    assert gap is not None
+    assert (gap.low, gap.high) == pytest.approx((-0.074, -0.018), abs=0.001)
+    assert spell_less(gap) == "4.6 points (1.8 to 7.4)"
+    whole = union([few, rest])
+    assert whole is not None
+    assert whole.value == pytest.approx((34 * 0.836 + 26 * 0.882) / 60)
+    assert whole.high - whole.low < few.high - few.low
 
 
 def test_groups_sentence_follows_the_intervals(results: RunResults) -> None:
@@ -90,7 +112,7 @@ def test_groups_sentence_follows_the_intervals(results: RunResults) -> None:
         with_groups(results, cell(0.5, 0.4, 0.6), cell(0.3, 0.2, 0.4))
     )
     overlapping = describe_groups(with_groups(results, cell(0.8, 0.7, 0.9), cell(0.3, 0.2, 0.4)))
-    assert "By training data the intervals overlap" in overlapping
+    assert "By training data no difference can be told" in overlapping
     assert "suffer" not in overlapping
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+PAGE_WORLDS = 5
+
 app = typer.Typer(
     no_args_is_help=True,
     help="Pre-train small models whose label prior and lost factors are known; ask questions.",
@@ -88,6 +90,7 @@ def study(
 ) -> None:
     """Run a study over several worlds; print its findings and tables, or write them and plots into a page."""
     from dualtail.cli.console import ConsoleObserver
+    from dualtail.errors import InputError
     from dualtail.lab.plots import require_matplotlib
     from dualtail.lab.studies import STUDIES, find_section, get_study, run_study, write_section
 
@@ -97,6 +100,12 @@ def study(
         return
     chosen = list(STUDIES) if name == "all" else [get_study(name).name]
     if docs is not None:  # what cannot be written is said before the work
+        if worlds < PAGE_WORLDS:
+            raise InputError(
+                f"a page of findings needs at least {PAGE_WORLDS} worlds, not {worlds}",
+                where="--worlds",
+                fix="leave --docs away to look at fewer",
+            )
         require_matplotlib()
         for key in chosen:
             find_section(docs, key)

@@ -18,6 +18,7 @@ ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 # These keep what they finished.
 RESUMED = ("run", "demo", "lab")
+_INTERRUPTED = 130
 
 app = typer.Typer(
     name="dualtail",
@@ -61,15 +62,14 @@ def run() -> None:
     try:
         code = command.main(standalone_mode=False, prog_name="dualtail")
     except Interrupted as error:
-        sys.exit(_say(str(error), 130))
+        sys.exit(_say(str(error), _INTERRUPTED))
     except DualtailError as error:
         sys.exit(_say(f"error: {error}", 2))
     except ClickException as error:
         line = _usage_line(error)
         sys.exit(_say(f"error: {line}", 2) if line else 2)  # empty where the help was printed in its place
     except (KeyboardInterrupt, typer.Abort):
-        resumed = sys.argv[1:2] and sys.argv[1] in RESUMED
-        sys.exit(_say("stopped; the same command goes on where it was" if resumed else "stopped", 130))
+        code = _INTERRUPTED
     except BrokenPipeError:
         # The reader of our output went away (`| head`); a second failure at exit is avoided by a closed stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -77,6 +77,9 @@ def run() -> None:
     except OSError as error:
         # A full disk, a directory without permission: the user's to mend. Results are written whole or not at all.
         sys.exit(_say(f"error: {error.filename or 'a file'}: {error.strerror or error}", 2))
+    if code == _INTERRUPTED:  # Typer returns it in place of a KeyboardInterrupt
+        resumed = sys.argv[1:2] and sys.argv[1] in RESUMED
+        _say("stopped; the same command goes on where it was" if resumed else "stopped", code)
     sys.exit(code if isinstance(code, int) else 0)
 
 

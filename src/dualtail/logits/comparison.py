@@ -75,7 +75,7 @@ def paired_test(
     falls to either with equal chance; where all classes have equally many samples this is McNemar's test again, and
     otherwise ``resamples`` such permutations give the p-value, never below ``1 / (resamples + 1)``. The
     interval is the percentile bootstrap of the pairs within each class, ``n_c - 1`` of ``n_c`` samples so that the
-    variance is unbiased (Rao and Wu 1988).
+    variance is unbiased (Rao and Wu 1988); where no sample speaks, Bonett and Price's of all of them.
 
     Args:
         a: predicted classes ``(...)``, integers, or logits ``(..., C)``, floating point.
@@ -118,6 +118,8 @@ def paired_test(
     generator = np.random.default_rng(seed)
     if measure == "overall":
         ci = _bonett_price(int(only_a[0]), int(only_b[0]), len(label), confidence)
+    elif not (only_a.any() or only_b.any()):
+        ci = _bonett_price(0, 0, len(label), confidence)  # no draw can differ, which is not to know exactly
     else:
         ci = _paired_bootstrap(only_a, only_b, size, confidence, resamples, generator)
     exact = bool((size == size[0]).all())

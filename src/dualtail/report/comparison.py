@@ -15,7 +15,7 @@ from rich.markup import escape
 from dualtail.logits.comparison import paired_test, summarize_seeds
 from dualtail.report.results import Row, RunResults, read_results
 from dualtail.report.samples import Samples, read_samples
-from dualtail.report.sentences import GROUP_TITLES, and_list, comparison_of, count
+from dualtail.report.sentences import GROUP_TITLES, and_list, comparison_of, count, spell_less
 from dualtail.report.sheet import Column, Estimate, Sheet, format_interval, format_value
 from dualtail.report.tables import (
     cells_of_groups,
@@ -132,10 +132,21 @@ def _runs_sheet(runs: Sequence[RunResults], names: Sequence[str]) -> Sheet:
             Column(f"d_{key}", f"D-{title}", "percent", "high", spare=2 if key == "medium" else 1)
             for key, title in GROUP_TITLES.items()
         ),
-        Column("tail_tail", "tail-tail", "percent", "high"),
+        # Of other classes in each run where the priors differ: no best one to mark.
+        Column("tail_tail", "tail-tail", "percent", "high" if _same_p_groups(runs) else None),
     ]
     used = [column for column in columns if any(_known(row[column.key]) for row in rows)]
-    return Sheet("runs", "The adjusted ensembles of the runs, accuracy in per cent", used, rows)
+    note = (
+        f"Tail-tail has each run's own classes here, by the priors of its members; the differences below have those of "
+        f"{names[0]} in all runs."
+        if not _same_p_groups(runs)
+        else ""
+    )
+    return Sheet("runs", "The adjusted ensembles of the runs, accuracy in per cent", used, rows, note)
+
+
+def _same_p_groups(runs: Sequence[RunResults]) -> bool:
+    return len({tuple(run.classes.p_groups or ()) for run in runs}) == 1
 
 
 def _known(value: Any) -> bool:
@@ -225,7 +236,7 @@ def _sentence(names: Sequence[str], differences: Sheet, unpaired: Sequence[str])
         if difference.low > 0:
             parts.append(f"{name} is better than {names[0]} by {points}")
         elif difference.high < 0:
-            parts.append(f"{name} is worse than {names[0]}, by {points}")
+            parts.append(f"{name} is worse than {names[0]} by {spell_less(difference)}")
         else:
             parts.append(f"between {name} and {names[0]} no difference can be told ({points})")
     line = "; ".join(parts)

@@ -276,7 +276,7 @@ def _highlights(results: RunResults) -> list[tuple[str, Estimate]]:
     found = [
         ("All images", Estimate(metrics["overall"], low, high, metrics.get("n"), metrics.get("classes")))
     ]
-    cells = dict(group_cells(metrics))
+    cells = {title: cell for title, cell, _ in group_cells(metrics)}
     for title in ("D-Few", "P-Few"):
         if title in cells:
             found.append((title, cells[title]))

@@ -152,30 +152,75 @@ def comparison_of(row: Row) -> Estimate:
 
 
 def look_first(results: RunResults) -> str:
-    """Say which group of classes is behind, if any surely is."""
-    metrics = results.metrics
-    macro_low = (metrics.get("macro_ci") or (None, None))[0]
-    behind = [
-        (title, cell)
-        for title, cell in group_cells(metrics)
-        if cell.high is not None and macro_low is not None and cell.high < macro_low
-    ]
-    if behind:
-        title, cell = min(behind, key=lambda pair: pair[1].value or 0.0)
-        return (
-            f"{title}: its {count(cell.classes or 0, 'class', 'classes')} reach {spell(cell)}, against "
-            f"{format_value('percent', metrics['macro'])} % over all classes."
-        )
-    return "No group of classes is surely behind: each group's interval reaches that of all classes."
+    """Say which group of classes is furthest behind the other classes, of those that surely are."""
+    behind = []
+    for title, cell, others in group_cells(results.metrics):
+        gap = difference_of(cell, union(others))
+        if gap is not None and gap.high is not None and gap.high < 0:
+            behind.append((gap.value or 0.0, title, cell, gap))
+    if not behind:
+        return "No group of classes is shown to be behind the others."
+    _, title, cell, gap = min(behind, key=lambda found: found[0])
+    return (
+        f"{title}: its {count(cell.classes or 0, 'class', 'classes')} reach {spell(cell)}, "
+        f"{spell_less(gap)} less than the other classes."
+    )
 
 
-def group_cells(metrics: Row) -> list[tuple[str, Estimate]]:
-    """Return every group with classes, tail-tail first, as (title, estimate)."""
-    cells = [("Tail-tail (D-Few and P-Few)", (metrics.get("cross") or {}).get("few", {}).get("few"))]
+def difference_of(a: Estimate, b: Estimate | None) -> Estimate | None:
+    """Return ``a - b`` of two accuracies on different images, its interval from theirs (MOVER: Newcombe 1998)."""
+    if b is None or None in (a.value, a.low, a.high, b.value, b.low, b.high):
+        return None
+    value = a.value - b.value  # type: ignore[operator]
+    down = math.hypot(a.value - a.low, b.high - b.value)  # type: ignore[operator]
+    up = math.hypot(a.high - a.value, b.value - b.low)  # type: ignore[operator]
+    return Estimate(value, value - down, value + up)
+
+
+def union(cells: Sequence[Estimate]) -> Estimate | None:
+    """Return the mean accuracy over the classes of several groups, its interval from theirs in the same way."""
+    classes = sum(cell.classes or 0 for cell in cells)
+    if not classes or any(cell.low is None or cell.high is None for cell in cells):
+        return None
+    shares = [(cell.classes or 0) / classes for cell in cells]
+    value = sum(share * (cell.value or 0.0) for share, cell in zip(shares, cells, strict=True))
+    down = math.hypot(*(share * (cell.value - cell.low) for share, cell in zip(shares, cells, strict=True)))  # type: ignore[operator]
+    up = math.hypot(*(share * (cell.high - cell.value) for share, cell in zip(shares, cells, strict=True)))  # type: ignore[operator]
+    return Estimate(value, value - down, value + up, classes=classes)
+
+
+def spell_less(gap: Estimate) -> str:
+    """Return how much less a negative difference is.
+
+    Example:
+        >>> spell_less(Estimate(-0.046, -0.073, -0.018))
+        '4.6 points (1.8 to 7.3)'
+    """
+    value, low, high = (None if bound is None else -bound for bound in (gap.value, gap.high, gap.low))
+    less = Estimate(value, low, high)
+    bare = format_value("points", less.value).removeprefix("+")
+    return f"{bare} points ({format_interval('points', less).replace('+', '')})"
+
+
+def group_cells(metrics: Row) -> list[tuple[str, Estimate, list[Estimate]]]:
+    """Return every group with classes, tail-tail first, as (title, estimate, the groups of all other classes)."""
+    cross = metrics.get("cross") or {}
+    cells = {(d, p): cross.get(d, {}).get(p) for d in GROUP_NAMES for p in GROUP_NAMES}
+    families = [({("few", "few"): "Tail-tail (D-Few and P-Few)"}, cells)]
     for kind in ("d", "p"):
-        groups = metrics.get(f"{kind}_groups") or {}
-        cells += [(f"{kind.upper()}-{GROUP_TITLES[name]}", groups.get(name)) for name in GROUP_NAMES]
-    return [(title, Estimate.of(cell)) for title, cell in cells if cell and cell.get("accuracy") is not None]
+        titles = {name: f"{kind.upper()}-{GROUP_TITLES[name]}" for name in GROUP_NAMES}
+        families.append((titles, metrics.get(f"{kind}_groups") or {}))  # type: ignore[arg-type]
+    found = []
+    for titled, family in families:
+        known = {
+            name: Estimate.of(cell)
+            for name, cell in family.items()
+            if cell and cell.get("accuracy") is not None
+        }
+        for name, title in titled.items():
+            if name in known:
+                found.append((title, known[name], [cell for other, cell in known.items() if other != name]))
+    return found
 
 
 def lowest_classes(results: RunResults) -> tuple[tuple[int, str], ...]:
@@ -203,12 +248,13 @@ def describe_groups(results: RunResults) -> str:
         if many.value is None or few.value is None:
             continue
         names = f"{kind.upper()}-Many {spell(many)} and {kind.upper()}-Few {spell(few)}"
-        if few.high is not None and many.low is not None and few.high < many.low:
-            parts.append(f"Classes with little {what} suffer: {names}.")
-        elif many.high is not None and few.low is not None and many.high < few.low:
-            parts.append(f"Classes with little {what} do better: {names}.")
+        gap = difference_of(few, many)
+        if gap is None or gap.low is None or gap.high is None or gap.low <= 0 <= gap.high:
+            parts.append(f"By {what} no difference can be told: {names}.")
+        elif gap.high < 0:
+            parts.append(f"Classes with little {what} suffer, by {spell_less(gap)}: {names}.")
         else:
-            parts.append(f"By {what} the intervals overlap: {names}.")
+            parts.append(f"Classes with little {what} do better: {names}.")
     tail = Estimate.of((metrics.get("cross") or {}).get("few", {}).get("few"))
     if tail.value is not None:
         parts.append(

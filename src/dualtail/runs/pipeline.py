@@ -61,6 +61,16 @@ from dualtail.runs.store import (
 )
 from dualtail.runs.team import Team
 
+_TITLES = {
+    "zero_shot": "zero-shot",
+    "prior": "pre-training prior",
+    "finetune": "fine-tuning",
+    "logits": "logits",
+    "adjust": "backdoor adjustment",
+    "evaluate": "evaluation",
+    "attribution": "attribution",
+}
+_FLAT = 0.05  # range of a log prior that is shrunk to nothing
 NOTED_PROBLEMS = 5
 Outputs = dict[str, dict[str, SplitLogits]]
 
@@ -208,7 +218,13 @@ class Pipeline:
             with self._stage(f"pre-training prior: {plan.name}") as clock:
                 if self.team.leads:
                     path = self.run.backbone_dir(plan.name) / "prior.json"
-                    write_json(path, self._estimate_prior(plan).to_dict())
+                    prior = self._estimate_prior(plan)
+                    if float(prior.log_prob.max() - prior.log_prob.min()) < _FLAT:
+                        self.observer.note(
+                            f"{plan.name}: these images cannot tell its pre-training prior from a uniform one, so its "
+                            "P-groups mean nothing"
+                        )
+                    write_json(path, prior.to_dict())
                     self.run.mark_done(f"prior/{plan.name}", inputs, [path], clock.seconds())
 
     def _estimate_prior(self, plan: BackbonePlan) -> LabelPrior:
@@ -470,7 +486,7 @@ class Pipeline:
         key = f"{stage}/{name}" if name else stage
         done = self.team.agree(self.run.is_done(key, inputs))
         if done:
-            self.observer.skipped(": ".join(filter(None, (stage.replace("_", "-"), name))))
+            self.observer.skipped(": ".join(filter(None, (_TITLES[stage], name))))
         return done
 
     # Pieces of stages.
