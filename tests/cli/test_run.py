@@ -101,7 +101,7 @@ def test_a_second_run_does_nothing_and_says_so(dualtail, workshop: Path, finishe
     done = dualtail("run", workshop / "recipe.yaml", "--out", finished_run)
     assert done.returncode == 0, done.stderr
     assert "fine-tuning: tiny_a: up to date" in done.stderr
-    assert "fine-tuning" not in done.stderr
+    assert all(line.endswith("up to date") for line in done.stderr.splitlines() if "fine-tuning" in line)
     assert all((finished_run / name).stat().st_mtime_ns == time_ for name, time_ in before.items())
 
 
