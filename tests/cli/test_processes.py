@@ -17,9 +17,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run_together(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+def run_together(command: Path, *arguments: object, timeout: float = 500) -> subprocess.CompletedProcess[str]:
+    """Run two processes of a program of the environment that ``command`` lies in."""
     launcher = [
-        program.parent / "torchrun",
+        command.parent / "torchrun",
         "--nproc-per-node",
         2,
         "--master-port",
@@ -27,8 +28,8 @@ def run_together(program: Path, *arguments: object) -> subprocess.CompletedProce
         "--no-python",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*map(str, launcher), str(program), *map(str, arguments)], capture_output=True, text=True,
-                          env=environment, timeout=500)  # fmt: skip
+    return subprocess.run([*map(str, launcher), str(command), *map(str, arguments)], capture_output=True, text=True,
+                          env=environment, timeout=timeout)  # fmt: skip
 
 
 @pytest.mark.slow
@@ -69,11 +70,8 @@ def test_processes_part_without_an_abort(program: Path, tmp_path: Path):
     # Gloo's threads drop tensors late; one that did so in a dying interpreter aborted about every third such run.
     script = tmp_path / "part.py"
     script.write_text(PART)
-    launcher = [program.parent / "torchrun", "--nproc-per-node", 2]
     for _ in range(4):
-        command = [*map(str, launcher), "--master-port", str(free_port()), str(script)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=200,
-                              env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+        done = run_together(program.parent / "python", script, timeout=200)
         assert done.returncode == 0, done.stderr
 
 
@@ -94,16 +92,7 @@ torch.distributed.barrier()
 def test_a_process_that_fails_ends_them_all(program: Path, tmp_path: Path):
     script = tmp_path / "fail.py"
     script.write_text(FAIL)
-    command = [
-        str(program.parent / "torchrun"),
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        str(free_port()),
-        str(script),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    done = run_together(program.parent / "python", script, timeout=120)
     assert done.returncode != 0
 
 

@@ -172,7 +172,7 @@ class Story:
 
     def evaluate(self, logits: Tensor, prior: LabelPrior) -> Evaluation:
         """Evaluate test logits, with the P-groups of ``prior``."""
-        p_groups = ClassGroups.from_prior(LabelPrior(prior.log_prob))
+        p_groups = ClassGroups.from_prior(prior)
         return evaluate(logits, self.labels, d_groups=self.d_groups, p_groups=p_groups)
 
     def _of_backbone(self, name: str) -> RunDirectory:
@@ -205,7 +205,7 @@ def priors_chapter(story: Story) -> Chapter:
         correlations.append(float(spearmanr(truth.log_prob.numpy(), estimate.log_prob.numpy())[0]))
         true_groups, groups = (
             ClassGroups.from_prior(truth),
-            ClassGroups.from_prior(LabelPrior(estimate.log_prob)),
+            ClassGroups.from_prior(estimate),
         )
         same = float((true_groups.index == groups.index).float().mean())
         rows.append((name, f"{correlations[-1]:.2f}", _percent(same), _lost(name)))
@@ -242,11 +242,12 @@ def members_chapter(story: Story) -> Chapter:
     rows: list[tuple[str, ...]] = [("fine-tuned with LA", "overall", "D-Few", "P-Few", "tail-tail")]
     rows += [_row(name, story.evaluate(story.member(name), story.true_prior(name))) for name in story.names]
     prior = LabelPrior.mean([story.true_prior(name) for name in story.names])
-    adjusted = story.evaluate(story.ensemble(story.names), prior)
+    ensemble = story.ensemble(story.names)
+    adjusted = story.evaluate(ensemble, prior)
     rows.append(_row("backdoor-adjusted", adjusted))
     accuracy = {name: evaluate(story.member(name), story.labels).overall for name in story.names}
     best, best_accuracy = max(accuracy.items(), key=lambda found: found[1])
-    gain = paired_test(story.ensemble(story.names), story.member(best), story.labels)
+    gain = paired_test(ensemble, story.member(best), story.labels)
     return Chapter(
         "After fine-tuning",
         "Fine-tuning with logit adjustment (LA) allows for the training set's tail (D-Few), not for the corpus' "
@@ -274,7 +275,7 @@ def controls_chapter(story: Story) -> Chapter:
     gain, control = (paired_test(x, one, story.labels) for x in (different, plain))
     beyond = paired_test(different, plain, story.labels)
     share = control.difference / gain.difference if gain.difference > 0 else float("nan")
-    p_few = ClassGroups.from_prior(LabelPrior(prior.log_prob)).index == GROUP_NAMES.index("few")
+    p_few = ClassGroups.from_prior(prior).mask("few")
     starved = paired_test(different, plain, story.labels, classes=p_few)
     return Chapter(
         "Is it the priors, or just an ensemble?",

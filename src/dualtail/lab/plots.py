@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dualtail.errors import InputError
 from dualtail.lab.tables import Table
-from dualtail.logits.comparison import SeedSummary
+from dualtail.logits.comparison import SeedSummary, summarize_seeds
 from dualtail.runs.store import atomic_path
 
 if TYPE_CHECKING:
@@ -90,15 +90,15 @@ def interval_plot(caption: str, table: Table, columns: Sequence[str], *, base: s
             if base is not None:
                 axes.axvline(0, color="0.6", linewidth=0.8)
             for place, title in zip(places, rows, strict=True):
-                summary = (
-                    table.summary(title, column)
-                    if base is None
-                    else table.difference(title, base, column)
-                )  # fmt: skip
-                worlds = [100 * row[column] for row in table.rows[title]]
-                if base is not None:
-                    worlds = [w - 100 * row[column] for w, row in zip(worlds, table.rows[base], strict=True)]
-                axes.plot(worlds, [place - 0.25] * len(worlds), ".", color="0.6", markersize=3)
+                values = table.values(title, column, base)
+                summary = summarize_seeds(values)
+                axes.plot(
+                    [100 * value for value in values],
+                    [place - 0.25] * len(values),
+                    ".",
+                    color="0.6",
+                    markersize=3,
+                )
                 axes.errorbar(
                     [100 * summary.mean], [place], xerr=_halves(summary),
                     fmt="o", color=_COLORS[0], markersize=4, capsize=2,
@@ -137,10 +137,7 @@ def curve_plot(
                 axes.errorbar(
                     [x * 10 ** (shift / 4) if log else x + shift for x, _ in points],
                     [100 * summary.mean for _, summary in points],
-                    yerr=[
-                        [_halves(summary)[0][0] for _, summary in points],
-                        [_halves(summary)[1][0] for _, summary in points],
-                    ],
+                    yerr=_halves(*(summary for _, summary in points)),
                     fmt=_MARKERS[place] + ("-" if len(points) > 1 else ""),
                     color=_COLORS[place], label=label, markersize=4, linewidth=1.2, capsize=2,
                 )  # fmt: skip
@@ -204,8 +201,10 @@ def _panels(count: int, *, height: float, share_y: bool = False) -> tuple[Figure
     return figure, list(panels[0])
 
 
-def _halves(summary: SeedSummary) -> list[list[float]]:
-    """Return the interval's parts below and above the mean in per cent, as matplotlib takes them."""
-    if summary.ci is None:
-        return [[0.0], [0.0]]
-    return [[100 * (summary.mean - summary.ci[0])], [100 * (summary.ci[1] - summary.mean)]]
+def _halves(*summaries: SeedSummary) -> list[list[float]]:
+    """Return the intervals' parts below and above their means in per cent, as matplotlib takes them."""
+    bounds = [(summary.mean, *(summary.ci or (summary.mean, summary.mean))) for summary in summaries]
+    return [
+        [100 * (mean - low) for mean, low, _ in bounds],
+        [100 * (high - mean) for mean, _, high in bounds],
+    ]

@@ -63,14 +63,20 @@ class Table:
         """Add a world's figures to a row."""
         self.rows.setdefault(title, []).append(row)
 
+    def values(self, title: str, column: str, base: str | None = None) -> list[float]:
+        """Return the worlds' figures of a row, less those of the row ``base`` if there is one."""
+        if base is None:
+            return [row[column] for row in self.rows[title]]
+        pairs = zip(self.rows[title], self.rows[base], strict=True)
+        return [a[column] - b[column] for a, b in pairs]
+
     def summary(self, title: str, column: str) -> SeedSummary:
         """Return mean and interval over the worlds."""
-        return summarize_seeds([row[column] for row in self.rows[title]])
+        return summarize_seeds(self.values(title, column))
 
     def difference(self, title: str, other: str, column: str) -> SeedSummary:
         """Return mean and interval of ``title`` minus ``other``, world by world."""
-        pairs = zip(self.rows[title], self.rows[other], strict=True)
-        return summarize_seeds([a[column] - b[column] for a, b in pairs])
+        return summarize_seeds(self.values(title, column, other))
 
     def contrast(self, title: str, column: str, other: str) -> SeedSummary:
         """Return mean and interval of ``column`` minus ``other`` in one row, world by world."""
@@ -78,8 +84,10 @@ class Table:
 
     def interaction(self, rows: tuple[str, str], others: tuple[str, str], column: str) -> SeedSummary:
         """Return mean and interval of the difference of ``rows`` minus that of ``others``, world by world."""
-        four = zip(*(self.rows[title] for title in (*rows, *others)), strict=True)
-        return summarize_seeds([(a[column] - b[column]) - (c[column] - d[column]) for a, b, c, d in four])
+        pairs = zip(
+            self.values(rows[0], column, rows[1]), self.values(others[0], column, others[1]), strict=True
+        )
+        return summarize_seeds([a - b for a, b in pairs])
 
     def to_markdown(self) -> str:
         """Return the table; a cell is mean ± half the 95 % interval, and the standard deviation over worlds."""
@@ -121,9 +129,7 @@ def points(summary: SeedSummary) -> str:
         >>> points(summarize_seeds([0.01, 0.02, 0.03]))
         '+2.0 points [-0.5, +4.5]'
     """
-    if summary.ci is None:
-        return f"{100 * summary.mean:+.1f} points"
-    return f"{100 * summary.mean:+.1f} points [{100 * summary.ci[0]:+.1f}, {100 * summary.ci[1]:+.1f}]"
+    return _with_interval(summary, "+.1f", scale=100, unit=" points")
 
 
 def share(summary: SeedSummary) -> str:
@@ -133,9 +139,7 @@ def share(summary: SeedSummary) -> str:
         >>> share(summarize_seeds([0.84, 0.85, 0.86]))
         '85 % [83, 87]'
     """
-    if summary.ci is None:
-        return f"{100 * summary.mean:.0f} %"
-    return f"{100 * summary.mean:.0f} % [{100 * summary.ci[0]:.0f}, {100 * summary.ci[1]:.0f}]"
+    return _with_interval(summary, ".0f", scale=100, unit=" %")
 
 
 def verdict(summary: SeedSummary, better: str, worse: str, unsure: str) -> str:
@@ -152,9 +156,15 @@ def number(summary: SeedSummary, digits: int = 2) -> str:
         >>> number(summarize_seeds([0.94, 0.95, 0.96]))
         '0.95 [0.93, 0.97]'
     """
+    return _with_interval(summary, f".{digits}f")
+
+
+def _with_interval(summary: SeedSummary, how: str, *, scale: float = 1, unit: str = "") -> str:
+    said = f"{scale * summary.mean:{how}}{unit}"
     if summary.ci is None:
-        return f"{summary.mean:.{digits}f}"
-    return f"{summary.mean:.{digits}f} [{summary.ci[0]:.{digits}f}, {summary.ci[1]:.{digits}f}]"
+        return said
+    low, high = (format(scale * bound, how) for bound in summary.ci)
+    return f"{said} [{low}, {high}]"
 
 
 def titles(*keys: str, **more: str) -> dict[str, str]:

@@ -187,7 +187,7 @@ class Pipeline:
         }
         if not pending:
             return
-        with self._stage(f"zero-shot: {', '.join(plan.name for plan in pending)}") as clock:
+        with self._stage("zero_shot", *(plan.name for plan in pending)) as clock:
             loaded = {plan: self._load_backbone(plan) for plan in pending}
             models = {
                 plan.name: ZeroShotClassifier(backbone, self._text_features(backbone))
@@ -215,7 +215,7 @@ class Pipeline:
             inputs = self._prior_inputs(plan)
             if not has_text(self.run, plan) or self._is_done("prior", plan.name, inputs):
                 continue
-            with self._stage(f"pre-training prior: {plan.name}") as clock:
+            with self._stage("prior", plan.name) as clock:
                 if self.team.leads:
                     path = self.run.backbone_dir(plan.name) / "prior.json"
                     prior = self._estimate_prior(plan)
@@ -255,7 +255,7 @@ class Pipeline:
             self._finetune_side_by_side(pending)
             return
         for member, inputs in pending:
-            with self._stage(f"fine-tuning: {member.name}"):
+            with self._stage("finetune", member.name):
                 self._train(member, inputs)
                 if self.team.leads:
                     self._mark_trained(member, inputs)
@@ -263,7 +263,7 @@ class Pipeline:
     def _finetune_side_by_side(self, pending: Sequence[tuple[MemberPlan, str]]) -> None:
         """Train each member in a process of its own, as it would be trained without the others."""
         together = self.team
-        with self._stage(f"fine-tuning side by side: {', '.join(member.name for member, _ in pending)}"):
+        with self._stage("finetune", *(member.name for member, _ in pending), how=" side by side"):
             self.team = Team.alone()
             try:
                 for member, inputs in pending[together.rank :: together.size]:
@@ -358,7 +358,7 @@ class Pipeline:
         }
         if not pending:
             return
-        with self._stage(f"logits: {', '.join(member.name for member in pending)}") as clock:
+        with self._stage("logits", *(member.name for member in pending)) as clock:
             models = {
                 member.name: load_classifier(self.run.member_dir(member.name), device=self.device)
                 for member in pending
@@ -376,7 +376,7 @@ class Pipeline:
         inputs = self._adjust_inputs()
         if self._is_done("adjust", "", inputs):
             return
-        with self._stage("backdoor adjustment") as clock:
+        with self._stage("adjust") as clock:
             if self.team.leads:
                 written = adjust_members(self.run, self.members)
                 self.run.mark_done("adjust", inputs, written, clock.seconds())
@@ -388,7 +388,7 @@ class Pipeline:
         )
         if self._is_done("evaluate", "", inputs):
             return
-        with self._stage("evaluation") as clock:
+        with self._stage("evaluate") as clock:
             if self.team.leads:
                 written = evaluate_run(self.run, self.manifest, self.members, self.split)
                 self.run.mark_done("evaluate", inputs, written, clock.seconds())
@@ -486,7 +486,7 @@ class Pipeline:
         key = f"{stage}/{name}" if name else stage
         done = self.team.agree(self.run.is_done(key, inputs))
         if done:
-            self.observer.skipped(": ".join(filter(None, (_TITLES[stage], name))))
+            self.observer.skipped(_title(stage, name))
         return done
 
     # Pieces of stages.
@@ -631,12 +631,17 @@ class Pipeline:
         self.observer.progress(now.done, now.total, f"{split}  {now.images_per_second:.0f} images/s")
 
     @contextlib.contextmanager
-    def _stage(self, title: str) -> Iterator[Clock]:
+    def _stage(self, stage: str, *names: str, how: str = "") -> Iterator[Clock]:
+        title = _title(stage, ", ".join(names), how)
         self.observer.stage(title)
         clock = Clock()
         yield clock
         self.team.wait()  # what this stage wrote is there for all
         self.observer.finished(title, clock.seconds())
+
+
+def _title(stage: str, names: str = "", how: str = "") -> str:
+    return f"{_TITLES[stage]}{how}" + (f": {names}" if names else "")
 
 
 class Clock:

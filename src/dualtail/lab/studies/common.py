@@ -54,7 +54,17 @@ def prior_groups(prior: LabelPrior) -> ClassGroups:
     return ClassGroups.from_prior(LabelPrior(prior.log_prob))
 
 
-def measure(bench: Bench, logits: Tensor, p_groups: ClassGroups) -> dict[str, float]:
-    """Return the figures of test logits: accuracies by group as fractions, and ``ece`` where it is known."""
-    result = evaluate(logits, bench.labels("test"), d_groups=bench.d_groups, p_groups=p_groups)
+def measure(
+    bench: Bench, logits: Tensor, p_groups: ClassGroups, rows: Tensor | slice = slice(None)
+) -> dict[str, float]:
+    """Return the figures of test logits: accuracies by group as fractions, and ``ece`` where it is known.
+
+    Args:
+        bench: knows the labels and the D-groups.
+        logits: of all test images.
+        p_groups: of the classes.
+        rows: the test images to measure on, all by default.
+    """
+    labels = bench.labels("test")[rows]
+    result = evaluate(logits[rows], labels, d_groups=bench.d_groups, p_groups=p_groups)
     return figures(result) | ({} if result.ece is None else {"ece": result.ece})

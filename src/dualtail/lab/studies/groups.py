@@ -10,10 +10,9 @@ from torch import Tensor
 
 from dualtail.lab.bench import Bench
 from dualtail.lab.plots import curve_plot
-from dualtail.lab.studies.common import FIRST, Answer, Study, prior_groups
-from dualtail.lab.tables import Table, figures, points, share, verdict
+from dualtail.lab.studies.common import FIRST, Answer, Study, measure, prior_groups
+from dualtail.lab.tables import Table, points, share, verdict
 from dualtail.logits.groups import ClassGroups
-from dualtail.logits.metrics import evaluate
 from dualtail.logits.prior import estimate_label_prior
 
 _DRAWS = 5
@@ -92,8 +91,7 @@ def _agreement(groups: ClassGroups, truth: ClassGroups) -> dict[str, float]:
 
 
 def _gap(bench: Bench, logits: Tensor, p_groups: ClassGroups, rows: Tensor) -> float:
-    result = evaluate(logits[rows], bench.labels("test")[rows], d_groups=bench.d_groups, p_groups=p_groups)
-    row = figures(result)
+    row = measure(bench, logits, p_groups, rows)
     return row["p_many"] - row["p_few"]
 
 

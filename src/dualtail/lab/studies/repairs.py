@@ -49,18 +49,19 @@ def ask(benches: Sequence[Bench]) -> Answer:
         table.add("zero-shot", measure(bench, zero.logits["test"], p_groups))
         for name, member in members.items():
             table.add(name, measure(bench, member.logits["test"], p_groups))
+        adjusted = {}
         for name, variant in (("GLA-ZS", "gla_zs"), ("GLA-FT", "gla_ft"), ("GLA", "gla")):
-            logits = adjust_logits(
+            adjusted[name] = adjust_logits(
                 members["CE"].logits["test"],
                 variant,
                 zero_shot_logits=zero.logits["test"],
                 source_prior=bench.source_prior,
                 pretrain_prior=bench.estimated_prior(FIRST),
             )
-            table.add(name, measure(bench, torch.as_tensor(logits), p_groups))
+            table.add(name, measure(bench, adjusted[name], p_groups))
         # The control: what the zero-shot logits bring as another model, with their prior left in.
-        balanced = adjust_logits(members["CE"].logits["test"], "gla_ft", source_prior=bench.source_prior)
-        table.add(_UNTOUCHED, measure(bench, balanced + zero.logits["test"], p_groups))
+        untouched = adjusted["GLA-FT"] + zero.logits["test"]
+        table.add(_UNTOUCHED, measure(bench, untouched, p_groups))
         for name, member in ({"before fine-tuning": zero} | members).items():
             neighbours = knn_accuracy(
                 member.features["val"], bench.labels("val"), member.features["test"], bench.labels("test"),
