@@ -6,6 +6,8 @@ defect of dualtail and keeps its traceback.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class DualtailError(Exception):
     """A mistake that the user can mend.
@@ -56,14 +58,58 @@ class Interrupted(DualtailError):
     """The user stopped the work; what was done is saved and the same command goes on."""
 
 
-def nearest(name: str, known: list[str] | tuple[str, ...]) -> str | None:
-    """Return the member of ``known`` that ``name`` most likely meant, or None.
+def nearest_name(name: object, known: Iterable[str]) -> str | None:
+    """Return the one of ``known`` that ``name`` most likely meant, or None.
 
     Example:
-        >>> nearest("epohcs", ["epochs", "batch_size"])
+        >>> nearest_name("epohcs", ["epochs", "batch_size"])
         'epochs'
     """
     import difflib
 
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return found[0] if found else None
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def nearest_fix(name: object, known: Iterable[str], otherwise: str | None = None) -> str:
+    """Return what to do about an unknown name: the nearest known one, else ``otherwise`` or all known ones.
+
+    Example:
+        >>> nearest_fix("foldr", ["folder", "table"]), nearest_fix("x", ["folder", "table"]), nearest_fix("x", [])
+        ("did you mean 'folder'?", 'choose from folder, table', 'there is none to choose from')
+    """
+    known = list(known)
+    close = nearest_name(name, known)
+    if close is not None:
+        return f"did you mean {close!r}?"
+    return otherwise or (f"choose from {', '.join(known)}" if known else "there is none to choose from")
+
+
+def check_choice(
+    kind: str,
+    name: object,
+    known: Iterable[str],
+    *,
+    where: str | None = None,
+    error: type[DualtailError] = InputError,
+) -> None:
+    """Refuse a name that is none of ``known``.
+
+    Args:
+        kind: what it names, such as "sampling".
+        name: what was given.
+        known: the names there are.
+        where: the recipe key or argument it was found in.
+        error: what is raised.
+
+    Example:
+        >>> check_choice("sampling", "instanc", ["instance", "class_balanced"])
+        Traceback (most recent call last):
+        dualtail.errors.InputError: unknown sampling 'instanc'; did you mean 'instance'?
+    """
+    known = list(known)
+    if name not in known:
+        raise error(f"unknown {kind} {name!r}", where=where, fix=nearest_fix(name, known))
+
+
+nearest = nearest_name

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from importlib import metadata
+
+import pytest
+
+from dualtail.errors import DataError, InputError, check_choice, nearest_fix
+from dualtail.registry import REQUIRED, Registry
+
+
+class Thing:
+    name = "plain"
+
+    def __init__(self, site: object, *, width: int, scale: float = 1.0) -> None: ...
+
+
+class Mine(Thing):
+    name = "mine"
+
+
+class Stranger: ...
+
+
+def things(**options: object) -> Registry[type[Thing]]:
+    return Registry("thing", {"plain": Thing}, given=("site",), base=Thing, **options)  # type: ignore[arg-type]
+
+
+def test_what_is_given_is_no_option():
+    assert things().options("plain") == {"width": REQUIRED, "scale": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"wdth": 1}, "here: the thing 'plain' has no option 'wdth'; did you mean 'width'?"),
+        ({"q": 1}, "here: the thing 'plain' has no option 'q'; it takes width, scale"),
+        ({"site": 1}, "here: the thing 'plain' has no option 'site'; it takes width, scale"),
+        ({}, "here: the thing 'plain' needs the option 'width'"),
+    ],
+)
+def test_faults_of_options_are_one_line(options: dict, line: str):
+    with pytest.raises(InputError) as error:
+        things().check_options("plain", options, where="here")
+    assert str(error.value) == line
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("plan", "unknown thing 'plan'; did you mean 'plain'?"),
+        ("zzz", "unknown thing 'zzz'; choose from plain"),
+        (3, "unknown thing 3; choose from plain"),
+        (["plain"], "unknown thing ['plain']; did you mean 'plain'?"),
+    ],
+)
+def test_an_unknown_name_names_the_nearest(name: object, line: str):
+    with pytest.raises(DataError) as error:
+        things(error=DataError).find(name)
+    assert str(error.value) == line
+
+
+def test_add_takes_a_thing_of_ones_own_and_refuses_what_is_none():
+    registry = things()
+    assert registry.add("mine", Mine) is Mine
+    assert list(registry) == ["plain", "mine"]
+    with pytest.raises(InputError, match="there is a thing 'mine' already"):
+        registry.add("mine", Mine)
+    with pytest.raises(InputError, match="the thing 'other' is no Thing"):
+        registry.add("other", Stranger)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="the thing 'other' calls itself 'mine'"):
+        registry.add("other", Mine)
+    assert list(registry) == ["plain", "mine"]
+
+
+def points(monkeypatch: pytest.MonkeyPatch, **named: str) -> None:
+    group = [metadata.EntryPoint(name, value, "dualtail.things") for name, value in named.items()]
+    monkeypatch.setattr(metadata, "entry_points", lambda group: given if group == "dualtail.things" else [])
+    given = group
+
+
+def test_an_entry_point_is_loaded_when_it_is_looked_up(monkeypatch: pytest.MonkeyPatch):
+    points(monkeypatch, counter="collections:Counter", plain="no.such:Thing", broken="no.such.module:Thing")
+    registry: Registry[type] = Registry("thing", {"plain": Thing}, group="dualtail.things")
+    assert list(registry) == ["plain", "counter", "broken"]
+    assert registry["plain"] is Thing  # dualtail's names stay its own
+    assert registry.find("counter").__name__ == "Counter"
+    assert "did you mean 'counter'?" in nearest_fix("countr", registry)
+    with pytest.raises(InputError) as error:
+        registry.find("broken")
+    assert str(error.value) == (
+        "entry point dualtail.things: broken = no.such.module:Thing: the thing 'broken' cannot be loaded "
+        "(ModuleNotFoundError: No module named 'no'); mend or uninstall the package that it comes from"
+    )
+
+
+def test_an_entry_point_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch):
+    points(monkeypatch, counter="collections:Counter")
+    registry: Registry[type] = Registry("thing", {"plain": Thing}, group="dualtail.things", base=Thing)
+    with pytest.raises(InputError, match="the thing 'counter' is no Thing; derive it from"):
+        registry.find("counter")
+
+
+def test_a_choice_says_where_it_was_made():
+    with pytest.raises(DataError, match=r"^key: unknown kind 'b'; choose from a$"):
+        check_choice("kind", "b", ["a"], where="key", error=DataError)
+    assert check_choice("kind", "a", ["a"]) is None
