@@ -33,7 +33,7 @@ from torchvision import transforms
 from dualtail.data.loader import train_loader
 from dualtail.data.manifest import Manifest
 from dualtail.data.readers import read_manifest
-from dualtail.data.transforms import train_transform
+from dualtail.data.transforms import build_augmentation
 from dualtail.engine.finetune import finetune
 from dualtail.engine.settings import FinetuneSettings
 from dualtail.logits.losses import build_loss
@@ -195,7 +195,7 @@ def our_loop(
     """Train one epoch."""
     loader = train_loader(
         manifest,
-        train_transform(classifier.backbone.image_spec, "random_resized_crop"),
+        build_augmentation(classifier.backbone.image_spec, "random_resized_crop"),
         batch_size=args.batch_size,
         workers=args.workers,
     )
@@ -248,16 +248,16 @@ def main() -> None:
             "ours, fp32": lambda c: our_loop(c, manifest, args, device, "fp32"),
             "ours, bf16": lambda c: our_loop(c, manifest, args, device, "bf16"),
         }
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in loops}
+        measured: dict[str, list[dict[str, float]]] = {name: [] for name in loops}
         for _ in range(args.repeats):
             for name, loop in loops.items():
-                found[name].append(measure(loop, args, manifest.num_classes))
-                print(name, json.dumps(found[name][-1]), flush=True)
+                measured[name].append(measure(loop, args, manifest.num_classes))
+                print(name, json.dumps(measured[name][-1]), flush=True)
     print(f"\n{args.backbone} on {device}, batch {args.batch_size}: medians of {args.repeats} runs in turn\n")
     print("| loop | images/s | ratio | CPU ms/image | ratio |\n|---|---|---|---|---|")
     medians = {
         name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-        for name, runs in found.items()
+        for name, runs in measured.items()
     }
     base = medians["theirs, fp32"]
     for name, run in medians.items():

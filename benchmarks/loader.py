@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 
 from dualtail.data.loader import eval_loader, train_loader
 from dualtail.data.readers import read_manifest
-from dualtail.data.transforms import eval_transform, train_transform
+from dualtail.data.transforms import build_augmentation, eval_transform
 from dualtail.imagespec import ImageSpec
 
 BATCH = 128
@@ -83,7 +83,7 @@ def measure(kind: str, count: int, rounds: int, workers: int) -> None:
         write_images(folder, width, height, suffix, count)
         manifest = read_manifest("folder", folder)
         options = {"batch_size": BATCH, "workers": workers}
-        crop, centre = train_transform(spec), {"": eval_transform(spec)}
+        crop, centre = build_augmentation(spec), {"": eval_transform(spec)}
         contests = {
             "train": (True, train_loader(manifest, crop, **options)),
             "eval": (False, eval_loader(manifest, centre, **options)),

@@ -8,8 +8,7 @@ of 500 queries, each with a product in float32, ``topk``, a one-hot array (500 k
 a sum, and a full sort of the classes. It gets features of length 1, as it expects; ours normalises its own.
 Bank and queries are sorted by class, as folders of images are.
 
-Rounds alternate, so that whatever else the machine does falls on both. Ours starts anew in every round, half-precision
-copy of the bank included.
+Rounds alternate, so that whatever else the machine does falls on both.
 """
 
 from __future__ import annotations
@@ -29,16 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dualtail.logits import _search
 from dualtail.logits.neighbors import knn_predict
-
-OUR_STAGES = {
-    "__init__": "half-precision copy of the bank",
-    "_multiply": "half product, maxima of groups",
-    "_threshold": "threshold",
-    "_candidates": "candidates",
-    "_exact": "exact similarities",
-}
 
 
 class Stages:
@@ -52,16 +42,6 @@ class Stages:
         start = time.perf_counter()
         yield
         self.seconds[name] += time.perf_counter() - start
-
-    def watch(self, owner: type, method: str, name: str) -> None:
-        """Count the time of every call of ``owner.method``."""
-        plain = getattr(owner, method)
-
-        def timed(*arguments: object) -> object:
-            with self(name):
-                return plain(*arguments)
-
-        setattr(owner, method, timed)
 
 
 class PeakMemory:
@@ -144,16 +124,11 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--plain", action="store_true", help="as on a processor without half-precision units")
     parser.add_argument("--alone", action="store_true", help="without the peer")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.plain:
-        _search.fast_half = lambda: None
     bank, labels, queries = make_features(options.bank, options.queries, options.dim, options.classes)
-    ours, theirs = Stages(), Stages()
-    for method, name in OUR_STAGES.items():
-        ours.watch(_search._Screen, method, name)
+    theirs = Stages()
     figures: dict[str, list[tuple[float, float, float]]] = {"ours": [], "one-hot scatter": []}
     same = 0
     for part in (queries[start :: options.rounds] for start in range(options.rounds)):
@@ -165,18 +140,19 @@ def main() -> None:
             )
             figures["one-hot scatter"].append(tuple(measured))
             same += int((mine == peer).sum())
-    report: dict[str, object] = {"half precision": str(_search.fast_half()), "threads": options.threads}
-    for (name, rounds), stages in zip(figures.items(), (ours, theirs), strict=True):
+    report: dict[str, object] = {"threads": options.threads}
+    for name, rounds in figures.items():
         if rounds:
             clock, processor, memory = (list(column) for column in zip(*rounds, strict=True))
-            by_stage = dict(stages.seconds) | {"the rest": sum(clock) - sum(stages.seconds.values())}
             report[name] = {
                 "seconds": round(sum(clock), 2),
                 "processor seconds": round(sum(processor), 2),
                 "peak GB beyond the inputs": round(max(memory), 2),
-                "seconds by stage": {stage: round(seconds, 2) for stage, seconds in by_stage.items()},
             }
     if not options.alone:
+        report["one-hot scatter by stage"] = {
+            stage: round(seconds, 2) for stage, seconds in theirs.seconds.items()
+        }
         clock, processor = (
             sum(x[i] for x in figures["one-hot scatter"]) / sum(x[i] for x in figures["ours"]) for i in (0, 1)
         )

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save
 
-from dualtail.errors import RunError
+from dualtail.errors import DataError, RunError
 from dualtail.files import (
     atomic_folder,
     atomic_path,
+    check_replaceable,
+    fingerprint,
     read_json,
     write_csv,
     write_json,
@@ -83,3 +86,28 @@ def test_json_faults_name_the_file(tmp_path: Path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(RunError, match=r"a\.json: cannot be read"):
         read_json(tmp_path / "a.json")
+
+
+def test_tensors_without_metadata_are_the_bytes_of_safetensors(tmp_path: Path):
+    """So that the digest of a file of weights does not depend on who wrote it."""
+    tensors = {"x": torch.arange(3.0)}
+    write_tensors(tmp_path / "x.safetensors", tensors)
+    assert (tmp_path / "x.safetensors").read_bytes() == save(tensors)
+
+
+def test_only_an_earlier_result_is_replaced(tmp_path: Path):
+    folder = tmp_path / "model"
+    check_replaceable(folder, "about.json", "model of ours")
+    folder.mkdir()
+    check_replaceable(folder, "about.json", "model of ours")
+    (folder / "thesis.txt").write_text("years of work")
+    for path in (folder, folder / "thesis.txt"):
+        with pytest.raises(DataError, match="is there and is no model of ours; name a new folder"):
+            check_replaceable(path, "about.json", "model of ours")
+    (folder / "about.json").touch()
+    check_replaceable(folder, "about.json", "model of ours")
+
+
+def test_fingerprints_stay_what_they_were():
+    """Stages of earlier runs are recorded by them."""
+    assert fingerprint({"b": [1, 2.5, None], "a": "é"}, "x") == "3fc730b52357041d30d7"

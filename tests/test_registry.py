@@ -44,6 +44,15 @@ def test_faults_of_options_are_one_line(options: dict, line: str):
     assert str(error.value) == line
 
 
+def test_all_faults_of_options_are_told_at_once():
+    faults = things().option_faults("plain", {"wdth": 1, "q": 2})
+    assert [str(fault).partition(";")[0] for fault in faults] == [
+        "the thing 'plain' has no option 'wdth'",
+        "the thing 'plain' has no option 'q'",
+        "the thing 'plain' needs the option 'width'",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "line"),
     [
@@ -70,6 +79,20 @@ def test_add_takes_a_thing_of_ones_own_and_refuses_what_is_none():
     with pytest.raises(InputError, match="the thing 'other' calls itself 'mine'"):
         registry.add("other", Mine)
     assert list(registry) == ["plain", "mine"]
+
+
+def test_added_for_a_block_alone():
+    registry = things()
+    with registry.added("mine", Mine) as mine:
+        assert registry.find("mine") is mine is Mine
+    with pytest.raises(ZeroDivisionError), registry.added("mine", Mine):
+        1 / 0  # noqa: B018
+    assert list(registry) == ["plain"]
+    with registry.added("plain", Thing):
+        pass
+    assert list(registry) == ["plain"]
+    with pytest.raises(InputError, match="there is a thing 'plain' already"), registry.added("plain", Mine):
+        pass
 
 
 def points(monkeypatch: pytest.MonkeyPatch, **named: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dualtail.errors import RunError
+from dualtail.errors import DataError, RunError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +54,12 @@ def atomic_path(path: str | Path, *, flush: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def sweep_temporaries(folder: str | Path) -> None:
+    """Delete what killed writers left below ``folder``; nobody else may be writing there."""
+    for path in Path(folder).rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path`` that takes its place, and that of a folder there, at the end.
@@ -80,6 +87,23 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_replaceable(path: str | Path, marker: str, what: str) -> None:
+    """Refuse to replace what is not absent, empty or an earlier result.
+
+    Args:
+        path: of the folder.
+        marker: the file that tells an earlier result.
+        what: it would be, in the message.
+
+    Raises:
+        DataError: it is a file, or a folder that holds something else.
+    """
+    path = Path(path)
+    other = path.is_dir() and any(path.iterdir()) and not (path / marker).is_file()
+    if other or (path.exists() and not path.is_dir()):
+        raise DataError(f"is there and is no {what}", where=str(path), fix="name a new folder")
+
+
 def _flush(path: Path) -> None:
     """Ask the operating system to put a file or a directory's entries on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -90,6 +114,17 @@ def _flush(path: Path) -> None:
 
 
 # Formats.
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return a short digest of JSON-able parts that is the same in every process.
+
+    Example:
+        >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+        True
+    """
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -147,4 +182,4 @@ def write_tensors(
 
     ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     with atomic_path(path, flush=flush) as temporary:
-        save_file(ready, temporary, metadata=dict(metadata or {}))
+        save_file(ready, temporary, metadata=None if metadata is None else dict(metadata))

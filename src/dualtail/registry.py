@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from importlib import metadata
 from typing import Any, TypeVar
@@ -57,8 +58,8 @@ class Registry(Mapping[str, T]):
 
     @cached_property
     def _entry_points(self) -> dict[str, metadata.EntryPoint]:
-        found = metadata.entry_points(group=self.group) if self.group else ()
-        return {point.name: point for point in found}
+        points = metadata.entry_points(group=self.group) if self.group else ()
+        return {point.name: point for point in points}
 
     def add(self, name: str, thing: T) -> T:
         """Register a thing of one's own under a name that is free; return it.
@@ -73,6 +74,27 @@ class Registry(Mapping[str, T]):
         self._check_thing(name, thing, str(thing))
         self._things[name] = thing
         return thing
+
+    @contextmanager
+    def added(self, name: str, thing: T) -> Iterator[T]:
+        """Register a thing of one's own for a block, as tests want it; one that is registered already stays.
+
+        Example:
+            >>> losses = Registry("loss", {})
+            >>> with losses.added("soft", abs):
+            ...     list(losses)
+            ['soft']
+            >>> list(losses)
+            []
+        """
+        if name in self and self[name] is thing:
+            yield thing
+            return
+        self.add(name, thing)
+        try:
+            yield thing
+        finally:
+            del self._things[name]
 
     def find(self, name: object, where: str | None = None) -> T:
         """Return the thing called ``name``.
@@ -93,8 +115,10 @@ class Registry(Mapping[str, T]):
         parameters = inspect.signature(self._callable(self.find(name))).parameters.values()
         return {p.name: p.default for p in parameters if p.kind in _NAMED and p.name not in self.given}
 
-    def check_options(self, name: str, options: Mapping[str, Any], where: str | None = None) -> None:
-        """Refuse options that a thing does not take, and the absence of one that it needs.
+    def option_faults(
+        self, name: str, options: Mapping[str, Any], where: str | None = None
+    ) -> list[DualtailError]:
+        """Return an error for each option that a thing does not take, and for each that it needs and does not get.
 
         Args:
             name: of the thing.
@@ -102,16 +126,31 @@ class Registry(Mapping[str, T]):
             where: the recipe key or argument they were found in.
 
         Raises:
-            DualtailError: an unknown name, an unknown option (with the nearest), or a missing one.
+            DualtailError: an unknown name.
         """
+        self.find(name, where=where)
         known = self.options(name)
-        for option in options:
-            if option not in known:
-                fix = nearest_fix(option, known, f"it takes {', '.join(known) or 'none'}")
-                raise self.error(f"the {self.kind} {name!r} has no option {option!r}", where=where, fix=fix)
-        for option, default in known.items():
-            if default is REQUIRED and option not in options:
-                raise self.error(f"the {self.kind} {name!r} needs the option {option!r}", where=where)
+        takes = f"it takes {', '.join(known) or 'none'}"
+        unknown = [
+            self.error(
+                f"the {self.kind} {name!r} has no option {option!r}",
+                where=where,
+                fix=nearest_fix(option, known, takes),
+            )
+            for option in options
+            if option not in known
+        ]
+        missing = [
+            self.error(f"the {self.kind} {name!r} needs the option {option!r}", where=where)
+            for option, default in known.items()
+            if default is REQUIRED and option not in options
+        ]
+        return unknown + missing
+
+    def check_options(self, name: str, options: Mapping[str, Any], where: str | None = None) -> None:
+        """Raise the first of :meth:`option_faults`."""
+        for fault in self.option_faults(name, options, where):
+            raise fault
 
     def __getitem__(self, name: str) -> T:
         if name not in self._things and name in self._entry_points:

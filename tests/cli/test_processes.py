@@ -77,7 +77,7 @@ def test_processes_part_without_an_abort(program: Path, tmp_path: Path):
 
 PART = """
 import torch
-from dualtail.engine.launch import join_processes
+from dualtail.process_group import join_processes
 
 join_processes("cpu")
 for step in range(300):
@@ -99,7 +99,7 @@ def test_a_process_that_fails_ends_them_all(program: Path, tmp_path: Path):
 FAIL = """
 import sys
 import torch
-from dualtail.engine.launch import join_processes
+from dualtail.process_group import join_processes
 
 state = join_processes("cpu")
 torch.distributed.barrier()

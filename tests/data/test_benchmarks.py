@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dualtail.data import cifar, published
+from dualtail.data import benchmark_counts, cifar
 from dualtail.data.images import decode_image
 from dualtail.data.longtail import long_tail_counts
 from dualtail.data.manifest import check_class_names
@@ -79,7 +79,7 @@ def test_imagenet_lt_of_full_size_has_names_and_is_verified(tmp_path):
 
 def test_published_counts_pass(tmp_path, monkeypatch):
     write_lists(tmp_path, "ImageNet_LT", ["n01440764", "n01443537"], [6, 3], without="val")
-    small = published.Published("small", 2, {"train": 9, "val": 4, "test": 6}, 6, 3)
+    small = benchmark_counts.BenchmarkCounts("small", 2, {"train": 9, "val": 4, "test": 6}, 6, 3)
     monkeypatch.setattr("dualtail.data.oltr.IMAGENET_LT", small)
     manifest = read_manifest("imagenet_lt", tmp_path)
     assert manifest.notes == ("small: 9 training images of 2 classes, as published",)
@@ -217,7 +217,7 @@ def test_inaturalist_is_verified(inaturalist):
 
 
 def test_inaturalist_faults(inaturalist):
-    with pytest.raises(DataError, match="there is no level 'genuss'; did you mean 'genus'"):
+    with pytest.raises(DataError, match="unknown level 'genuss'; did you mean 'genus'"):
         read_manifest("inaturalist_2018", inaturalist, level="genuss")
     file = inaturalist / "train2018.json"
     content = json.loads(file.read_text())

@@ -12,7 +12,7 @@ from dualtail.data.copies import SmallCopies
 from dualtail.data.images import decode_image
 from dualtail.data.loader import eval_loader, train_loader
 from dualtail.data.readers import read_manifest
-from dualtail.data.transforms import eval_transform, train_transform
+from dualtail.data.transforms import build_augmentation, eval_transform
 from dualtail.errors import DataError
 from dualtail.imagespec import ImageSpec
 
@@ -95,7 +95,7 @@ def test_a_folder_that_cannot_be_written(tree, tmp_path, monkeypatch):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_epoch_sees_the_same_pixels(tree, tmp_path, workers):
     manifest = read_manifest("folder", tree)
-    transform = train_transform(SPEC)
+    transform = build_augmentation(SPEC)
     options = {"batch_size": 2, "workers": workers, "cache": tmp_path / "copies"}
     loader = train_loader(manifest, transform, **options)
     first = [batch.images for batch in loader]

@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from dualtail.data.loader import Batch, Draws, ImageDataset, eval_loader, train_loader
+from dualtail.data.loader import Batch, BatchIndices, ImageDataset, eval_loader, train_loader
 from dualtail.data.manifest import Manifest
 from dualtail.data.readers import read_manifest
 from dualtail.data.samplers import SAMPLINGS
-from dualtail.data.transforms import eval_transform, train_transform
+from dualtail.data.transforms import build_augmentation, eval_transform
 from dualtail.errors import DataError, InputError
 from dualtail.imagespec import ImageSpec
+from dualtail.process_group import ProcessGroup
 
 SPEC = ImageSpec(size=8)
-TRANSFORM = train_transform(SPEC)
+TRANSFORM = build_augmentation(SPEC)
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_workers_change_nothing(manifest, sampling):
 
 
 def test_minimalist_schedule_reaches_persistent_workers(manifest):
-    transform = train_transform(SPEC, "minimalist")
+    transform = build_augmentation(SPEC, "minimalist")
     loader = train_loader(manifest, transform, batch_size=21, epochs=2, workers=1)
     sequential = {}
     for epoch in (0, 1):
@@ -95,9 +96,13 @@ def test_minimalist_schedule_reaches_persistent_workers(manifest):
 
 
 def test_a_single_epoch_has_no_progress(manifest):
-    loader = train_loader(manifest, train_transform(SPEC, "minimalist"), batch_size=21, epochs=1, workers=0)
+    loader = train_loader(
+        manifest, build_augmentation(SPEC, "minimalist"), batch_size=21, epochs=1, workers=0
+    )
     (first,) = loader
-    longer = train_loader(manifest, train_transform(SPEC, "minimalist"), batch_size=21, epochs=5, workers=0)
+    longer = train_loader(
+        manifest, build_augmentation(SPEC, "minimalist"), batch_size=21, epochs=5, workers=0
+    )
     (other,) = longer
     assert torch.equal(first.images, other.images)
 
@@ -161,7 +166,7 @@ def test_repeated_draws_are_augmented_anew(manifest):
 def test_ranks_share_each_batch(manifest, world_size, sampling):
     single = list(make(manifest, sampling=sampling))
     ranks = [
-        list(make(manifest, sampling=sampling, rank=rank, world_size=world_size))
+        list(make(manifest, sampling=sampling, group=ProcessGroup(rank, world_size)))
         for rank in range(world_size)
     ]
     for step, expected in enumerate(single):
@@ -187,8 +192,7 @@ def test_evaluation_loses_and_doubles_nothing(manifest, world_size, batch_size):
             {"a": eval_transform(SPEC)},
             batch_size=batch_size,
             workers=0,
-            rank=rank,
-            world_size=world_size,
+            group=ProcessGroup(rank, world_size),
         )
         batches = list(loader)
         assert len(batches) == len(loader)
@@ -205,12 +209,12 @@ def test_drop_last(manifest):
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"rank": 2, "world_size": 2}, "rank 2 of 2 does not exist"),
-        ({"world_size": 5}, "batch_size 4 is less than the 5 processes"),
+        ({"group": ProcessGroup(0, 5)}, "batch_size 4 is less than the 5 processes"),
+        ({"sampling": ["instance"]}, "unknown sampling"),
         ({"sampling": "instanc"}, "did you mean 'instance'"),
         ({"workers": -1}, "workers is -1"),
         ({"epochs": 0}, "epochs is 0"),
-        ({"on_bad_image": "ignore"}, "on_bad_image is 'ignore'"),
+        ({"on_bad_image": "ignore"}, "unknown on_bad_image 'ignore'"),
     ],
 )
 def test_wrong_options(manifest, options, message):
@@ -297,7 +301,7 @@ def test_a_batch_without_any_image(manifest):
             file.write(b"no image")
     assert list(make(manifest, on_bad_image="skip")) == []
     with pytest.raises(DataError, match="none of a batch's images could be read"):
-        list(make(manifest, on_bad_image="skip", world_size=2))
+        list(make(manifest, on_bad_image="skip", group=ProcessGroup(0, 2)))
 
 
 def test_large_photographs_are_decoded_smaller(tmp_path):
@@ -321,8 +325,8 @@ def test_large_photographs_are_decoded_smaller(tmp_path):
 
 def test_augmentation_depends_on_seed_epoch_and_place(manifest):
     def crop(seed: int, epoch: int, position: int) -> torch.Tensor:
-        draws = Draws(np.array([0]), np.array([position]), epoch, progress=0.0, total=1)
-        return ImageDataset(manifest, TRANSFORM, seed=seed)[draws].images
+        indices = BatchIndices(np.array([0]), np.array([position]), epoch, progress=0.0, total=1)
+        return ImageDataset(manifest, TRANSFORM, seed=seed)[indices].images
 
     assert torch.equal(crop(0, 0, 0), crop(0, 0, 0))
     for other in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):

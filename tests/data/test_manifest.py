@@ -101,9 +101,27 @@ def test_table_round_trip(tmp_path, suffix):
     assert [path.name for path in tmp_path.iterdir()] == [f"t{suffix}"]
 
 
+@pytest.mark.parametrize(
+    ("suffix", "writer"), [(".csv", "csv.write_csv"), (".parquet", "parquet.write_table")]
+)
+def test_a_table_that_cannot_be_written_leaves_nothing_and_harms_nothing(
+    tmp_path, monkeypatch, suffix, writer
+):
+    def full(table, path):
+        Path(path).write_text("path,lab")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / f"t{suffix}").write_text("before")
+    monkeypatch.setattr(f"dualtail.data.manifest.{writer}", full)
+    with pytest.raises(OSError, match="No space left"):
+        make().to_table(tmp_path / f"t{suffix}")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {f"t{suffix}": "before"}
+
+
 def test_table_of_unknown_kind_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"use \.csv or \.parquet"):
-        make().to_table(tmp_path / "t.xlsx")
+        make().to_table(tmp_path / "new" / "t.xlsx")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

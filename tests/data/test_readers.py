@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -8,23 +10,85 @@ import pytest
 from pyarrow import parquet
 
 from dualtail.data.problems import DataFaults
-from dualtail.data.readers import READERS, read_manifest, reader_options
+from dualtail.data.readers import READERS, read_manifest
 from dualtail.errors import DataError
+from dualtail.testing.data import READER_CHECKS, ReaderCase, documented
 
 
 def test_every_reader_is_documented_and_has_keyword_options():
     for kind, reader in READERS.items():
-        assert reader.__doc__, kind
-        assert "root" not in reader_options(kind)
+        documented(ReaderCase(reader, Path()))
+        assert "root" not in READERS.options(kind)
+
+
+def of_a_folder(write_tree):
+    return ReaderCase(READERS["folder"], write_tree({"train": {"dog": 2, "cat": 3}, "test": {"dog": 1}}))
+
+
+def of_a_table(write_tree):
+    root = write_tree({"train": {"dog": 2, "cat": 1}})
+    rows = ["train/dog/dog 1.png,dog,train", "train/cat/cat 0.png,cat,train", "train/dog/dog 0.png,dog,test"]
+    (root / "all.csv").write_text("\n".join(["path,label,split", *rows]))
+    return ReaderCase(READERS["table"], root, {"file": "all.csv"})
+
+
+def of_lists(write_tree):
+    root = write_tree({"train": {"dog": 2}})
+    (root / "train.txt").write_text("train/dog/dog 1.png 1\ntrain/dog/dog 0.png 0\n")
+    return ReaderCase(READERS["lists"], root, {"train": "train.txt", "class_names": ["cat", "dog"]})
+
+
+def of_parquet_files(write_tree):
+    root = write_tree({"train": {"dog": 2}})
+    images = [{"bytes": file.read_bytes(), "path": file.name} for file in sorted(root.rglob("*.png"))]
+    table = pa.table({"image": images, "label": pa.array(["dog", "cat"])})
+    (root / "data").mkdir()
+    parquet.write_table(table, root / "data/train-00000-of-00001.parquet")
+    return ReaderCase(READERS["hugging_face"], root)
+
+
+def of_shards(write_tree):
+    root = write_tree({"train": {"dog": 2}})
+    with tarfile.open(root / "train-000.tar", "w") as tar:
+        for number, file in enumerate(sorted(root.rglob("*.png"))):
+            (root / "label").write_text(str(number))
+            tar.add(file, f"{number}.png")
+            tar.add(root / "label", f"{number}.cls")
+    return ReaderCase(READERS["webdataset"], root, {"train": "train-*.tar", "class_names": ["cat", "dog"]})
+
+
+OF_ONES_OWN = {
+    "folder": of_a_folder,
+    "table": of_a_table,
+    "lists": of_lists,
+    "hugging_face": of_parquet_files,
+    "webdataset": of_shards,
+}
+
+
+def test_the_matrix_has_every_reader():
+    # Those of the benchmarks read the official files alone, as test_benchmarks.py has them.
+    benchmarks = {"imagenet_lt", "places_lt", "inaturalist_2018", "cifar10_lt", "cifar100_lt"}
+    assert set(OF_ONES_OWN) | benchmarks == set(READERS)
+
+
+@pytest.mark.parametrize("check", READER_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("kind", OF_ONES_OWN)
+def test_what_every_reader_promises(write_tree, kind, check):
+    check(OF_ONES_OWN[kind](write_tree))
 
 
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("foldr", {}, "there is no data source 'foldr'; did you mean 'folder'?"),
+        ("foldr", {}, "unknown reader 'foldr'; did you mean 'folder'?"),
         ("folder", {"tran": "x"}, "has no option 'tran'; did you mean 'train'?"),
+        (["folder"], {}, "unknown reader ['folder']"),
+        (7, {}, "unknown reader 7; choose from folder, table"),
+        ("folder", {"kind": "x"}, "the reader 'folder' has no option 'kind'"),
+        ("folder", {"root": "x"}, "the reader 'folder' has no option 'root'"),
         ("folder", {"zzz": "x"}, "it takes train, val, test, class_names"),
-        ("table", {}, "the data source 'table' needs the option 'file'"),
+        ("table", {}, "the reader 'table' needs the option 'file'"),
     ],
 )
 def test_wrong_kind_or_option(tmp_path, kind, options, message):

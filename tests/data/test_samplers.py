@@ -5,18 +5,40 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualtail.data.samplers import SAMPLINGS, epoch_order, sampling_prob
+from dualtail.data.samplers import SAMPLINGS, epoch_order, sampled_counts
 from dualtail.errors import InputError
 
 COUNTS = st.lists(st.integers(0, 40), min_size=2, max_size=10).filter(lambda counts: sum(counts) > 0)
 
 
-@given(COUNTS, st.sampled_from(SAMPLINGS), st.floats(0, 1))
-def test_prob_is_a_distribution_over_present_classes(counts, sampling, progress):
-    prob = sampling_prob(np.array(counts), sampling, progress)
-    assert prob.sum() == pytest.approx(1)
-    assert (prob[np.array(counts) == 0] == 0).all()
-    assert (prob >= 0).all()
+def shares_of(sampling: str, counts: np.ndarray, epoch: int, epochs: int) -> np.ndarray:
+    sampled = sampled_counts(sampling, counts, epoch, epochs)
+    return sampled / sampled.sum()
+
+
+@given(COUNTS, st.sampled_from(SAMPLINGS), st.integers(0, 4))
+def test_only_present_classes_are_drawn(counts, sampling, epoch):
+    sampled = sampled_counts(sampling, np.array(counts), epoch, 5)
+    assert sampled.dtype == np.float64
+    assert (sampled[np.array(counts) == 0] == 0).all()
+    assert (sampled[np.array(counts) > 0] > 0).all()
+
+
+def test_sampled_counts_of_each_sampling():
+    counts = np.array([900, 0, 100])
+    assert sampled_counts("instance", counts, 3, 4).tolist() == [900, 0, 100]
+    assert sampled_counts("square_root", counts, 3, 4).tolist() == [30, 0, 10]
+    assert sampled_counts("class_balanced", counts, 3, 4).tolist() == [1, 0, 1]
+    progressive = [sampled_counts("progressive", counts, epoch, 4).tolist() for epoch in range(4)]
+    # Even the last epoch is not balanced.
+    expected = [[0.9, 0, 0.1], [0.8, 0, 0.2], [0.7, 0, 0.3], [0.6, 0, 0.4]]
+    np.testing.assert_allclose(progressive, expected)
+
+
+def test_sampled_counts_leave_the_counts_alone():
+    counts = np.array([3.0, 1.0])
+    sampled_counts("instance", counts)[:] = 0
+    assert counts.tolist() == [3, 1]
 
 
 @settings(max_examples=60)
@@ -29,7 +51,7 @@ def test_an_epoch_meets_its_shares(counts, sampling, seed, epoch):
     assert rows.min() >= 0
     assert rows.max() < len(labels)
     drawn = np.bincount(labels[rows], minlength=len(counts))
-    shares = sampling_prob(counts, sampling, epoch / 5) * len(labels)
+    shares = shares_of(sampling, counts, epoch, 5) * len(labels)
     assert (np.abs(drawn - shares) < 1 + 1e-6).all()
     times = np.bincount(rows, minlength=len(labels))
     for label in np.flatnonzero(counts):
@@ -72,14 +94,16 @@ def test_rare_shares_are_met_on_average():
         np.bincount(labels[epoch_order(labels, 5, "square_root", seed=0, epoch=e)], minlength=5)
         for e in range(400)
     )
-    assert drawn / 400 == pytest.approx(10 * sampling_prob(np.array([1, 1, 1, 1, 6]), "square_root"), abs=0.1)
+    assert drawn / 400 == pytest.approx(
+        10 * shares_of("square_root", np.array([1, 1, 1, 1, 6]), 0, 1), abs=0.1
+    )
 
 
 def test_wrong_name():
-    with pytest.raises(InputError, match="there is no sampling 'sqrt_root'; did you mean 'square_root'"):
-        sampling_prob(np.array([1, 2]), "sqrt_root")
+    with pytest.raises(InputError, match="unknown sampling 'sqrt_root'; did you mean 'square_root'"):
+        sampled_counts("sqrt_root", np.array([1, 2]))
     with pytest.raises(InputError, match="no class has an image"):
-        sampling_prob(np.array([0, 0]), "instance")
+        sampled_counts("instance", np.array([0, 0]))
 
 
 def test_every_image_of_a_head_class_comes_in_some_epoch():

@@ -9,25 +9,19 @@ from PIL import Image
 
 from dualtail.data import transforms
 from dualtail.data.transforms import (
+    AUGMENTATIONS,
     SCHEDULES,
-    TRAIN_TRANSFORMS,
     EvalTransform,
     MinimalistCrop,
     RandomResizedCrop,
+    build_augmentation,
     eval_transform,
-    train_transform,
-    train_transform_options,
 )
 from dualtail.errors import InputError
 from dualtail.imagespec import ImageSpec
+from dualtail.testing.data import AUGMENTATION_CHECKS, AugmentationCase, photo
 
 SPEC = ImageSpec(size=32)
-
-
-def photo(width: int = 90, height: int = 60) -> Image.Image:
-    rng = np.random.default_rng(0)
-    small = Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8))
-    return small.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def position_image(width: int, height: int) -> Image.Image:
@@ -36,34 +30,18 @@ def position_image(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.stack([x, y, 0 * x], axis=-1).astype(np.uint8))
 
 
-@pytest.mark.parametrize("name", TRAIN_TRANSFORMS)
-@pytest.mark.parametrize("size", [(90, 60), (20, 31), (32, 32), (300, 7), (1, 1)])
-def test_every_train_transform_gives_a_uint8_square(name, size):
-    transform = train_transform(SPEC, name)
-    for progress in (0.0, 0.4, 1.0):
-        out = transform(photo(*size), progress)
-        assert out.shape == (3, 32, 32)
-        assert out.dtype == torch.uint8
-        assert out.is_contiguous()
+@pytest.mark.parametrize("check", AUGMENTATION_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_what_every_augmentation_promises(name, check):
+    check(AugmentationCase(name, {"flip": 0.5}))
 
 
-@pytest.mark.parametrize("name", TRAIN_TRANSFORMS)
-def test_randomness_comes_from_the_generator_alone(name):
-    transform = train_transform(SPEC, name, flip=0.5)
-    outs = []
-    for seed in (1, 1, 2, 3, 4):
-        torch.manual_seed(seed)
-        outs.append(transform(photo(), 0.3))
-    assert torch.equal(outs[0], outs[1])
-    assert any(not torch.equal(outs[0], out) for out in outs[2:])
-
-
-@pytest.mark.parametrize("name", TRAIN_TRANSFORMS)
+@pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_without_flip_nothing_is_mirrored(name):
     """The column index must rise from left to right in every sample; with flips it falls in about half."""
     for flip, expected in ((0.0, 0), (1.0, 20)):
         options = {"num_ops": 0} if name == "rand_augment" else {}
-        transform = train_transform(SPEC, name, flip=flip, **options)
+        transform = build_augmentation(SPEC, name, flip=flip, **options)
         mirrored = 0
         for seed in range(20):
             torch.manual_seed(seed)
@@ -73,15 +51,15 @@ def test_without_flip_nothing_is_mirrored(name):
 
 
 def test_options_are_those_that_exist():
-    assert set(train_transform_options("resize")) == {"interpolation", "resize", "flip", "squash"}
-    for name in TRAIN_TRANSFORMS:
-        assert {"interpolation", "flip"} <= set(train_transform_options(name))
+    assert set(AUGMENTATIONS.options("resize")) == {"interpolation", "resize", "flip", "squash"}
+    for name in AUGMENTATIONS:
+        assert {"interpolation", "flip"} <= set(AUGMENTATIONS.options(name))
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("minimalst", {}, "there is no train transform 'minimalst'; did you mean 'minimalist'?"),
+        ("minimalst", {}, "unknown augmentation 'minimalst'; did you mean 'minimalist'?"),
         (
             "resize",
             {"scale": (0.1, 1)},
@@ -92,6 +70,9 @@ def test_options_are_those_that_exist():
         ("random_resized_crop", {"scale": (0.5, 0.1)}, "scale is"),
         ("random_resized_crop", {"scale": [0.5, 2]}, "scale is"),
         ("random_resized_crop", {"interpolation": "nearest"}, "unknown interpolation 'nearest'"),
+        ("resize", {"spec": 1}, "the augmentation 'resize' has no option 'spec'"),
+        (["resize"], {}, "unknown augmentation ['resize']"),
+        (None, {}, "unknown augmentation None"),
         ("rand_augment", {"magnitude": 31}, "magnitude 31"),
         ("minimalist", {"schedule": "sine"}, "unknown schedule 'sine'"),
         ("resize", {"resize": 16}, "resize is 16"),
@@ -99,16 +80,16 @@ def test_options_are_those_that_exist():
 )
 def test_wrong_options(name, options, message):
     with pytest.raises(InputError) as caught:
-        train_transform(SPEC, name, **options)
+        build_augmentation(SPEC, name, **options)
     assert message in str(caught.value)
 
 
 def test_lists_of_a_recipe_become_tuples():
-    assert train_transform(SPEC, scale=[0.5, 1.0]) == RandomResizedCrop(32, "bicubic", scale=(0.5, 1.0))
+    assert build_augmentation(SPEC, scale=[0.5, 1.0]) == RandomResizedCrop(32, "bicubic", scale=(0.5, 1.0))
 
 
 def test_random_resized_crop_covers_its_scale():
-    transform = train_transform(SPEC, scale=(0.25, 1.0), flip=0)
+    transform = build_augmentation(SPEC, scale=(0.25, 1.0), flip=0)
     parts = []
     for seed in range(300):
         torch.manual_seed(seed)
@@ -141,9 +122,9 @@ def test_random_boxes_are_distributed_as_torchvisions(size):
 
 def test_rand_augment_does_something_and_can_be_strong():
     torch.manual_seed(0)
-    plain = train_transform(SPEC, "rand_augment", num_ops=0)(photo())
+    plain = build_augmentation(SPEC, "rand_augment", num_ops=0)(photo())
     torch.manual_seed(0)
-    strong = train_transform(SPEC, "rand_augment", num_ops=3, magnitude=20)(photo())
+    strong = build_augmentation(SPEC, "rand_augment", num_ops=3, magnitude=20)(photo())
     assert not torch.equal(plain, strong)
 
 
@@ -204,7 +185,7 @@ def test_squashed_images_are_those_of_open_clip(size):
     difference = transform(image).float() - 255 * theirs(image)
     assert difference.abs().max() <= 2  # PIL's and torch's resizing round differently
     assert not torch.equal(transform(image), eval_transform(ImageSpec(size=32))(image))
-    assert train_transform(spec, "resize") == eval_transform(spec)
+    assert build_augmentation(spec, "resize") == eval_transform(spec)
     assert eval_transform(spec, crops=5)(image).shape == (5, 3, 32, 32)
     assert eval_transform(spec, resize=40).key == "32_40_bicubic_1crop_squash"
 
@@ -261,11 +242,11 @@ def test_wrong_eval_options(options):
 
 def test_min_side_leaves_detail():
     assert eval_transform(ImageSpec(size=224)).min_side == 512
-    assert train_transform(ImageSpec(size=224)).min_side == 792
-    assert train_transform(ImageSpec(size=224), scale=(0.25, 1)).min_side == 448
+    assert build_augmentation(ImageSpec(size=224)).min_side == 792
+    assert build_augmentation(ImageSpec(size=224), scale=(0.25, 1)).min_side == 448
 
 
 def test_spec_interpolation_is_followed():
     spec = ImageSpec(size=32, interpolation="bilinear")
-    for name in TRAIN_TRANSFORMS:
-        assert transforms.train_transform(spec, name).interpolation == "bilinear"
+    for name in AUGMENTATIONS:
+        assert transforms.build_augmentation(spec, name).interpolation == "bilinear"

@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 
 from dualtail.engine.finetune import finetune
 from dualtail.engine.inference import infer, member_evaluation
-from dualtail.engine.launch import process_rank
 from dualtail.engine.settings import FinetuneSettings
+from dualtail.process_group import ProcessGroup
 
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
-    rank, processes = process_rank()
-    share = {"rank": rank, "world_size": processes}
+    group = ProcessGroup.launched()
+    rank = group.rank
     classifier = TinyClassifier(dropout=0.0)
     # 51 images in batches of 8, two a step: the last batch has 3 images, the last step one batch.
     settings = FinetuneSettings(
@@ -33,17 +33,17 @@ def main(out: Path) -> None:
     )
     result = finetune(
         classifier,
-        SyntheticLoader(count=51, **share),
+        SyntheticLoader(count=51, group=group),
         torch.nn.CrossEntropyLoss(),
         settings,
         checkpoint_dir=out / "resume",
         events_dir=out / "events",
-        evaluate=member_evaluation(EvalLoader(**share), crop="plain", device="cpu", precision="fp32"),
+        evaluate=member_evaluation(EvalLoader(group=group), crop="plain", device="cpu", precision="fp32"),
         device="cpu",
     )
     outputs = infer(
         {"m": classifier},
-        EvalLoader(**share),
+        EvalLoader(group=group),
         crops={"m": "flipped"},
         features="float16",
         device="cpu",
@@ -67,9 +67,11 @@ def main(out: Path) -> None:
         FinetuneSettings(epochs=2, precision="fp32"),
         events_dir=out / f"events{rank}",
         checkpoint_dir=out / f"resume{rank}",
-        evaluate=member_evaluation(EvalLoader(), crop="plain", device="cpu", precision="fp32", alone=True),
+        evaluate=member_evaluation(
+            EvalLoader(), crop="plain", device="cpu", precision="fp32", group=ProcessGroup()
+        ),
         device="cpu",
-        alone=True,
+        group=ProcessGroup(),
     )
     save_file(state_of(by_itself), out / f"alone{rank}.safetensors")
     (out / f"rank{rank}.json").write_text(json.dumps(result.to_dict()))

@@ -10,8 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dualtail.process_group import ProcessGroup
+
 CLASSES = 4
 SIZE = 8
+ALONE = ProcessGroup()
 
 
 def synthetic_images(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -26,10 +29,11 @@ def synthetic_images(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 class SyntheticLoader:
     """Batches whose order is a function of (seed, epoch), as dualtail's train loader gives them."""
 
-    def __init__(self, count: int = 50, batch_size: int = 8, seed: int = 0, **share: int) -> None:
+    def __init__(
+        self, count: int = 50, batch_size: int = 8, seed: int = 0, group: ProcessGroup = ALONE
+    ) -> None:
         self.images, self.labels = synthetic_images(count, seed)
-        self.batch_size, self.seed = batch_size, seed
-        self.rank, self.world_size = share.get("rank", 0), share.get("world_size", 1)
+        self.batch_size, self.seed, self.group = batch_size, seed, group
         self.epoch = self.skip = 0
         self.served = 0
 
@@ -42,7 +46,7 @@ class SyntheticLoader:
     def __iter__(self) -> Iterator[Any]:
         order = torch.from_numpy(np.random.default_rng([self.seed, self.epoch]).permutation(len(self.labels)))
         for rows in list(order.split(self.batch_size))[self.skip :]:
-            mine = rows[self.rank :: self.world_size]
+            mine = rows[self.group.rank :: self.group.size]
             self.served += 1
             yield SimpleNamespace(images=self.images[mine], labels=self.labels[mine], index=mine)
 
@@ -57,11 +61,10 @@ class EvalLoader:
         *,
         left_out: tuple[int, ...] = (),
         crops: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        group: ProcessGroup = ALONE,
     ) -> None:
         self.images, self.labels = synthetic_images(count, seed=1)
-        self.rows = torch.arange(count).tensor_split(world_size)[rank]
+        self.rows = torch.arange(count).tensor_split(group.size)[group.rank]
         self.batch_size, self.left_out, self.crops = batch_size, left_out, crops
         self.passes = 0
 

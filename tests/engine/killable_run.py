@@ -29,8 +29,8 @@ def main(checkpoints: str, result: str, pause: float) -> None:
         precision="fp32",
     )
 
-    def tell(place: object) -> None:
-        print("step", place.step, flush=True)  # type: ignore[attr-defined]
+    def tell(told: object) -> None:
+        print("step", told.step, flush=True)  # type: ignore[attr-defined]
         time.sleep(pause)
 
     try:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import signal
 import time
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,15 +16,22 @@ from engine_standins import CLASSES, SyntheticLoader, TinyClassifier, same_bits,
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from dualtail.engine.accelerator import make_accelerator
 from dualtail.engine.checkpoint import read_header
-from dualtail.engine.finetune import finetune
-from dualtail.engine.launch import make_accelerator
+from dualtail.engine.finetune import FinetuneResult, finetune
+from dualtail.engine.meter import Meter
 from dualtail.engine.progress import Progress
 from dualtail.engine.settings import FinetuneSettings
 from dualtail.engine.training import NotFiniteError
 from dualtail.errors import InputError, TrainingError
+from dualtail.process_group import ProcessGroup
 
-PLAIN = FinetuneSettings(epochs=3, learning_rate=0.1, precision="fp32")
+
+def settings_with(**options: object) -> FinetuneSettings:
+    return FinetuneSettings(**{"epochs": 3, "learning_rate": 0.1, "precision": "fp32", **options})
+
+
+PLAIN = settings_with()
 
 
 def run(classifier: nn.Module, settings: FinetuneSettings = PLAIN, loader: object = None, **options: object):
@@ -65,11 +72,20 @@ def test_equals_a_hand_written_loop(name: str) -> None:
 
 
 def test_learns_and_says_so() -> None:
-    result = run(TinyClassifier(), replace(PLAIN, epochs=8))
+    result = run(TinyClassifier(), settings_with(epochs=8))
     losses = [epoch["loss"] for epoch in result.history]
     assert losses[-1] < 0.3 * losses[0]
     assert result.history[-1]["accuracy"] > 0.9
     assert (result.steps, result.images, result.device, result.precision) == (56, 400, "cpu", "fp32")
+
+
+def test_a_result_survives_its_record() -> None:
+    result = run(TinyClassifier(), evaluate=lambda _: {"macro": 0.25})
+    record = json.loads(json.dumps({**result.to_dict(), "backbone": "clip", "second_stage": {"steps": 3}}))
+    assert FinetuneResult.from_dict(record) == result
+    for key in ("history", "steps"):
+        with pytest.raises(InputError, match=f"training record: is no record of a fine-tuning .*{key}"):
+            FinetuneResult.from_dict({name: value for name, value in record.items() if name != key})
 
 
 def test_only_what_requires_a_gradient_changes() -> None:
@@ -104,10 +120,23 @@ def test_evaluation_does_not_count_as_training_time(tmp_path, monkeypatch: pytes
     assert 0 < result.seconds < 1e6
 
 
+def test_numbers_read_in_one_go_are_those_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where reading waits for the device."""
+    one_by_one, at_once = TinyClassifier(), TinyClassifier()
+    expected = run(one_by_one)
+    monkeypatch.setattr(Meter, "full", property(lambda self: len(self.unread) >= 3))
+    told: list[Progress] = []
+    result = run(at_once, progress=told.append)
+    assert [reading.step for reading in told] == [3, 6, 7, 10, 13, 14, 17, 20, 21]
+    for one, two in zip(expected.history, result.history, strict=True):
+        assert (one["loss"], one["accuracy"]) == (two["loss"], two["accuracy"])
+    assert same_bits(state_of(one_by_one), state_of(at_once))
+
+
 def test_seed_decides_dropout() -> None:
     def weights(seed: int) -> dict[str, torch.Tensor]:
         classifier = TinyClassifier()
-        run(classifier, replace(PLAIN, seed=seed))
+        run(classifier, settings_with(seed=seed))
         return state_of(classifier)
 
     assert same_bits(weights(0), weights(0))
@@ -119,7 +148,7 @@ def test_accumulation_equals_the_larger_batch(accumulation: int) -> None:
     # 50 images: the last group of an epoch is smaller, and so is its last batch.
     whole, parts = TinyClassifier(dropout=0.0), TinyClassifier(dropout=0.0)
     run(whole, loader=SyntheticLoader(batch_size=4 * accumulation))
-    result = run(parts, replace(PLAIN, accumulation=accumulation), SyntheticLoader(batch_size=4))
+    result = run(parts, settings_with(accumulation=accumulation), SyntheticLoader(batch_size=4))
     assert close(whole, parts, 1e-5)
     assert result.images == 150
 
@@ -160,12 +189,12 @@ class TestNotFinite:
     def step_of(row: int) -> int:
         loader = SyntheticLoader()
         loader.set_epoch(1)
-        return next(place for place, batch in enumerate(loader) if row in batch.index)
+        return next(step for step, batch in enumerate(loader) if row in batch.index)
 
     @staticmethod
     def train_steps(classifier: nn.Module, steps: int) -> None:
-        def stop(place: Progress) -> None:
-            if place.step == steps:
+        def stop(told: Progress) -> None:
+            if told.step == steps:
                 raise StopIteration
 
         with pytest.raises(StopIteration):
@@ -199,7 +228,7 @@ def test_out_of_memory_says_what_fits(limit: int, fix: str) -> None:
             return super().forward(images)
 
     with pytest.raises(TrainingError, match=f"out of memory with batches of 8 images; {fix}"):
-        run(Large(), replace(PLAIN, accumulation=2))
+        run(Large(), settings_with(accumulation=2))
 
 
 def test_a_defect_of_the_model_is_not_taken_for_little_memory() -> None:
@@ -215,7 +244,7 @@ class TestAverage:
         expected = TinyClassifier().head.weight.detach().clone()
         for count, weight in enumerate(steps, start=1):
             expected = torch.lerp(expected, weight, 1 - min(0.9, (1 + count) / (10 + count)))
-        run(averaged, replace(PLAIN, ema_decay=0.9))
+        run(averaged, settings_with(ema_decay=0.9))
         assert torch.allclose(averaged.head.weight, expected, atol=1e-6)
 
     def test_the_average_is_what_is_evaluated(self) -> None:
@@ -227,7 +256,7 @@ class TestAverage:
             seen.append(model.head.weight.detach().clone())
             return {"macro": 0.0}
 
-        run(classifier, replace(PLAIN, ema_decay=0.5), evaluate=evaluate)
+        run(classifier, settings_with(ema_decay=0.5), evaluate=evaluate)
         assert torch.equal(seen[-1], classifier.head.weight)
 
 
@@ -240,7 +269,7 @@ class TestKeep:
             return {"macro": next(macros), "overall": 0.5}
 
         classifier = TinyClassifier(norm=True)
-        result = run(classifier, replace(PLAIN, keep="best"), evaluate=evaluate)
+        result = run(classifier, settings_with(keep="best"), evaluate=evaluate)
         assert result.best_epoch == 2
         assert same_bits(state_of(classifier), weights[1])
         assert [epoch["val"]["macro"] for epoch in result.history] == [0.1, 0.7, 0.3]
@@ -255,15 +284,15 @@ class TestKeep:
 
     def test_best_needs_an_evaluation(self) -> None:
         with pytest.raises(InputError, match="keep: keeping the best epoch needs an evaluation"):
-            run(TinyClassifier(), replace(PLAIN, keep="best"))
+            run(TinyClassifier(), settings_with(keep="best"))
         with pytest.raises(InputError, match="returned no 'macro'"):
-            run(TinyClassifier(), replace(PLAIN, keep="best"), evaluate=lambda _: {"overall": 1.0})
+            run(TinyClassifier(), settings_with(keep="best"), evaluate=lambda _: {"overall": 1.0})
 
 
 def test_progress_and_events(tmp_path) -> None:
     told: list[Progress] = []
     run(TinyClassifier(), progress=told.append, events_dir=tmp_path, evaluate=lambda _: {"macro": 0.25})
-    assert [place.step for place in told] == list(range(1, 22))
+    assert [reading.step for reading in told] == list(range(1, 22))
     last = told[-1]
     assert (last.epoch, last.epochs, last.steps, last.seconds_left) == (3, 3, 21, 0.0)
     assert last.images_per_second > 0
@@ -282,8 +311,8 @@ def test_progress_and_events(tmp_path) -> None:
 
 
 def test_resumed_events_have_no_step_twice(tmp_path) -> None:
-    def press(place: Progress) -> None:
-        if place.step == 9:
+    def press(told: Progress) -> None:
+        if told.step == 9:
             signal.raise_signal(signal.SIGINT)
 
     options = {"events_dir": tmp_path / "events", "checkpoint_dir": tmp_path / "resume"}
@@ -315,7 +344,7 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights() -> None:
             return value
 
     classifier, exact = Watched(dropout=0.0), TinyClassifier(dropout=0.0)
-    result = run(classifier, replace(PLAIN, precision="bf16"))
+    result = run(classifier, settings_with(precision="bf16"))
     run(exact)
     assert (result.precision, seen) == ("bf16", {torch.bfloat16})
     assert classifier.head.weight.dtype == torch.float32
@@ -334,7 +363,7 @@ class TestLossScaling:
 
     @pytest.mark.parametrize("clip", [None, 0.1])
     def test_the_scale_cancels(self, clip: float | None) -> None:
-        settings = replace(PLAIN, gradient_clip=clip, accumulation=2)
+        settings = settings_with(gradient_clip=clip, accumulation=2)
         plain, scaled = TinyClassifier(), TinyClassifier()
         run(plain, settings)
         loss = nn.CrossEntropyLoss()
@@ -345,7 +374,7 @@ class TestLossScaling:
         classifier = TinyClassifier()
         accelerator = self.accelerator(2.0**127)
         loss = nn.CrossEntropyLoss()
-        settings = replace(PLAIN, learning_rate=1e-4)
+        settings = settings_with(learning_rate=1e-4)
         result = finetune(
             classifier, SyntheticLoader(), lambda f, y: 1000 * loss(f, y), settings, accelerator=accelerator
         )
@@ -364,7 +393,7 @@ class TestLossScaling:
 
 
 def test_mixing_trains() -> None:
-    settings = replace(PLAIN, epochs=8, mixup=0.2, cutmix=0.5, mix_probability=0.5)
+    settings = settings_with(epochs=8, mixup=0.2, cutmix=0.5, mix_probability=0.5)
     assert run(TinyClassifier(), settings).history[-1]["accuracy"] > 0.7
 
 
@@ -387,7 +416,7 @@ def test_nothing_to_train() -> None:
 
 def test_loader_for_another_number_of_processes() -> None:
     loader = SyntheticLoader()
-    loader.plan = SimpleNamespace(world_size=2)  # type: ignore[attr-defined]
+    loader.plan = SimpleNamespace(group=ProcessGroup(0, 2))  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="cut for 2 processes, but 1 run"):
         run(TinyClassifier(), loader=loader)
 
@@ -406,5 +435,5 @@ def test_a_loader_that_gives_less_than_it_said() -> None:
 def test_compiled_is_the_same_training() -> None:
     plain, compiled = TinyClassifier(dropout=0.0), TinyClassifier(dropout=0.0)
     run(plain)
-    run(compiled, replace(PLAIN, compile=True))
+    run(compiled, settings_with(compile=True))
     assert close(plain, compiled, 1e-4)

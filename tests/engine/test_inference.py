@@ -121,7 +121,7 @@ def test_results_on_disk(tmp_path) -> None:
 def test_progress() -> None:
     told: list[InferenceProgress] = []
     exact({"plain": TinyClassifier()}, EvalLoader(), progress=told.append)
-    assert [place.done for place in told] == [*range(8, 50, 8), 50]
+    assert [step.done for step in told] == [*range(8, 50, 8), 50]
     assert (told[-1].total, told[-1].seconds_left) == (50, 0.0)
 
 
@@ -150,9 +150,9 @@ def test_what_a_model_caches_serves_training_afterwards() -> None:
 
 
 def test_evaluation_for_training() -> None:
-    found = member_evaluation(EvalLoader(), crop="plain", device="cpu", precision="fp32")(TinyClassifier())
-    assert found.keys() == {"overall", "macro", "worst", "nll"}
-    assert 0 <= found["worst"] <= found["macro"] <= 1
+    scores = member_evaluation(EvalLoader(), crop="plain", device="cpu", precision="fp32")(TinyClassifier())
+    assert scores.keys() == {"overall", "macro", "worst", "nll"}
+    assert 0 <= scores["worst"] <= scores["macro"] <= 1
 
 
 def test_what_cannot_be_done() -> None:
@@ -164,5 +164,5 @@ def test_what_cannot_be_done() -> None:
         exact({"m": TinyClassifier()}, EvalLoader(), crops={"m": "plan"})
     with pytest.raises(InputError, match="no image"):
         exact({"plain": TinyClassifier()}, EvalLoader(left_out=tuple(range(50))))
-    with pytest.raises(InputError, match="features: 'float64' is not known"):
+    with pytest.raises(InputError, match="features: unknown kind 'float64'; did you mean 'float16'"):
         exact({"plain": TinyClassifier()}, EvalLoader(), features="float64")

@@ -13,7 +13,7 @@ import torch
 from engine_standins import SyntheticLoader, TinyClassifier, same_bits, state_of
 from safetensors.torch import load_file
 
-from dualtail.engine.checkpoint import CHECKPOINT_NAME, read_header, write_checkpoint
+from dualtail.engine.checkpoint import CHECKPOINT_NAME, read_checkpoint, read_header, write_checkpoint
 from dualtail.engine.finetune import finetune
 from dualtail.engine.settings import FinetuneSettings
 from dualtail.errors import Interrupted, TrainingError
@@ -88,8 +88,8 @@ class Press:
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def __call__(self, place: object) -> None:
-        if place.step == self.step:  # type: ignore[attr-defined]
+    def __call__(self, told: object) -> None:
+        if told.step == self.step:  # type: ignore[attr-defined]
             signal.raise_signal(signal.SIGINT)
 
 
@@ -167,7 +167,42 @@ def test_the_previous_checkpoint_stands_until_the_next_is_complete(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dualtail.engine.checkpoint.os.replace", killed)
+    monkeypatch.setattr("dualtail.files.os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         write_checkpoint(tmp_path, {"weight": torch.ones(1)}, {"step": 2})
     assert read_header(tmp_path)["step"] == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == [CHECKPOINT_NAME], "nothing half-written stays"
+
+
+def test_the_checkpoint_keeps_its_form(tmp_path: Path) -> None:
+    """Runs that earlier versions stopped go on: names in the file do not change."""
+    settings = FinetuneSettings(epochs=1, precision="fp32", keep="best", ema_decay=0.9)
+    with pytest.raises(Interrupted):
+        train(
+            TinyClassifier(norm=True),
+            tmp_path,
+            settings=settings,
+            progress=Press(3),
+            evaluate=lambda _: {"macro": 0.0},
+        )
+    tensors, header = read_checkpoint(tmp_path)
+    assert set(header) == {
+        *(
+            "format_version",
+            "settings",
+            "identity",
+            "batches",
+            "epoch",
+            "batch",
+            "step",
+            "unit",
+            "ema_updates",
+        ),
+        *("loss_sum", "right", "images", "images_before", "seconds", "seconds_before", "history"),
+        *("best_value", "best_epoch", "finished"),
+    }
+    assert (header["step"], header["batch"], header["images"], header["unit"]) == (3, 3, 24, 8)
+    assert {name for name in tensors if name.endswith("head.bias") or name.startswith("buffer.")} == {
+        *("weight.head.bias", "optimizer.momentum_buffer.head.bias", "average.head.bias"),
+        *("buffer.norm.running_mean", "buffer.norm.running_var", "buffer.norm.num_batches_tracked"),
+    }

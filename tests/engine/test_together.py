@@ -15,7 +15,7 @@ from PIL import Image
 from dualtail.data.loader import eval_loader, train_loader
 from dualtail.data.manifest import Manifest
 from dualtail.data.readers import read_manifest
-from dualtail.data.transforms import eval_transform, train_transform
+from dualtail.data.transforms import build_augmentation, eval_transform
 from dualtail.engine.finetune import finetune
 from dualtail.engine.inference import infer, member_evaluation
 from dualtail.engine.settings import FinetuneSettings
@@ -62,7 +62,7 @@ def classifier_for(manifest: Manifest, architecture: str) -> Classifier:
 def train(manifest: Manifest, classifier: Classifier, **options: object):
     spec = classifier.backbone.image_spec
     training = manifest.split("train")
-    loader = train_loader(training, train_transform(spec), batch_size=8, epochs=3, workers=0)
+    loader = train_loader(training, build_augmentation(spec), batch_size=8, epochs=3, workers=0)
     loss = build_loss("la", counts=torch.from_numpy(manifest.counts("train")))
     evaluate = member_evaluation(validation(manifest, classifier), device="cpu", precision="fp32")
     return finetune(classifier, loader, loss, SETTINGS, evaluate=evaluate, device="cpu", **options)
@@ -74,8 +74,8 @@ def validation(manifest: Manifest, classifier: Classifier):
 
 
 def test_resumed_on_real_images_to_the_bit(tmp_path: Path, manifest: Manifest, architecture: str) -> None:
-    def press(place) -> None:
-        if place.step == 8:
+    def press(told) -> None:
+        if told.step == 8:
             signal.raise_signal(signal.SIGINT)
 
     whole, fresh = (classifier_for(manifest, architecture) for _ in range(2))
@@ -118,7 +118,7 @@ def test_an_unreadable_image_stops_training_by_its_name(tmp_path: Path, architec
     (tmp_path / "train" / "red" / "bad.png").write_bytes(b"no image")
     manifest = read_manifest("folder", tmp_path)
     classifier = classifier_for(manifest, architecture)
-    transform = train_transform(classifier.backbone.image_spec)
+    transform = build_augmentation(classifier.backbone.image_spec)
     loader = train_loader(manifest.split("train"), transform, batch_size=2, workers=0)
     with pytest.raises(DataError, match=r"bad\.png"):
         finetune(classifier, loader, torch.nn.CrossEntropyLoss(), SETTINGS, device="cpu")

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from dualtail.files import read_json
 from dualtail.lab import demo
 from dualtail.lab.demo import RECIPE_FILE, control_recipe, demo_recipe, tell_demo
 from dualtail.lab.embedded import DIFFERENT, SAME_PRIOR, embedded_world
 from dualtail.lab.tune import BATCH, EPOCHS, LEARNING_RATE, WIDTH
 from dualtail.runs.members import plan_members
-from dualtail.runs.recipe import read_recipe
-from dualtail.runs.store import read_json
+from dualtail.runs.recipe_file import read_recipe
 
 
 def test_the_recipes_name_the_embedded_models(tmp_path) -> None:

@@ -13,7 +13,7 @@ from dualtail.lab import bench as bench_module
 from dualtail.lab.bench import Bench, different
 from dualtail.lab.studies import (
     STUDIES,
-    Section,
+    StudyResult,
     get_study,
     members,
     priors,
@@ -23,9 +23,12 @@ from dualtail.lab.studies import (
     write_section,
 )
 from dualtail.lab.tables import Table, cell, verdict
-from dualtail.lab.tune import Member
+from dualtail.lab.tables import figures as figures_of
+from dualtail.lab.tune import Outputs
 from dualtail.lab.world import Architecture, Pretraining, Task, World
 from dualtail.logits.comparison import summarize_seeds
+from dualtail.logits.groups import ClassGroups
+from dualtail.logits.metrics import evaluate
 from dualtail.runs.observer import Observer
 
 
@@ -44,7 +47,7 @@ class Imagined(Bench):
 
     noise = 1.0
 
-    def _say(self, foundation, stream: int, prior_share: float) -> Member:
+    def _say(self, foundation, stream: int, prior_share: float) -> Outputs:
         rng = np.random.default_rng([self.seed, stream, foundation.prior, foundation.seed])
         prior = np.log(self.world.label_prior(foundation))
         logits, features = {}, {}
@@ -54,12 +57,12 @@ class Imagined(Bench):
             noisy = right + self.noise * rng.standard_normal(right.shape)
             logits[split] = torch.from_numpy(noisy / self.noise**2 + prior_share * prior).float()
             features[split] = torch.from_numpy(np.hstack([noisy, sample.factors])).float()
-        return Member(logits, features)
+        return Outputs(logits, features)
 
-    def zero_shot(self, foundation, *, large: bool = False) -> Member:
+    def zero_shot(self, foundation, *, large: bool = False) -> Outputs:
         return self._say(foundation, 0, {"mixed": 1.0, "infonce": 0.0, "sigmoid": 0.5}[foundation.objective])
 
-    def member(self, foundation, *, loss="la", seed=0, large=False, **others) -> Member:
+    def member(self, foundation, *, loss="la", seed=0, large=False, **others) -> Outputs:
         return self._say(foundation, 1 + 10 * seed + large, 0.0 if loss == "la" else 0.5)
 
 
@@ -139,7 +142,7 @@ def test_models_and_members_are_made_once(monkeypatch, tmp_path) -> None:
 def test_sections_are_written_between_their_markers(imagined, tmp_path) -> None:
     page = tmp_path / "lab.md"
     page.write_text("before\n<!-- study groups -->\nold\n<!-- end of study groups -->\nafter\n")
-    section = Section(STUDIES["groups"], STUDIES["groups"].ask(imagined), "the command", 3)
+    section = StudyResult(STUDIES["groups"], STUDIES["groups"].ask(imagined), "the command", 3)
     write_section(page, section)
     once = page.read_text()
     write_section(page, section)
@@ -233,6 +236,15 @@ def test_mistakes() -> None:
         get_study("member")
     with pytest.raises(InputError, match="an interval needs at least 2"):
         run_study("groups", 1, "nowhere")
+
+
+def test_figures_need_groups_that_are_not_empty() -> None:
+    logits, labels = torch.eye(3), torch.arange(3)
+    with pytest.raises(InputError, match="D-Many has no test samples; choose a larger world"):
+        figures_of(evaluate(logits, labels))
+    groups = ClassGroups.from_counts([900, 50, 2])
+    with pytest.raises(InputError, match="D-Few has no test samples"):
+        figures_of(evaluate(logits[:2], labels[:2], d_groups=groups, p_groups=groups))
 
 
 def test_cells_and_verdicts() -> None:

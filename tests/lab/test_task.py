@@ -7,7 +7,7 @@ import pytest
 
 from dualtail.data.images import decode_image
 from dualtail.data.readers import read_manifest
-from dualtail.data.transforms import eval_transform, train_transform
+from dualtail.data.transforms import build_augmentation, eval_transform
 from dualtail.errors import DataError
 from dualtail.imagespec import ImageSpec
 from dualtail.lab.task import draw_task, train_counts, write_task
@@ -43,7 +43,9 @@ def test_the_files_are_the_images(tmp_path) -> None:
         part = manifest.split(split)
         assert np.array_equal(part.labels, drawn[split].labels)
         # The pipeline's preprocessing takes the margin off and gives the drawn pixels back.
-        transform = train_transform(spec, "resize", resize=36) if split == "train" else eval_transform(spec)
+        transform = (
+            build_augmentation(spec, "resize", resize=36) if split == "train" else eval_transform(spec)
+        )
         for row in range(len(part.labels)):
             assert np.array_equal(transform(decode_image(part.file(row))).numpy(), drawn[split].images[row])
 

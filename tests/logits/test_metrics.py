@@ -18,11 +18,22 @@ from dualtail.logits.calibration import (
     classwise_calibration_error,
     expected_calibration_error,
     reliability_curve,
+    reliability_from,
 )
-from dualtail.logits.comparison import paired_test, summarize_seeds
+from dualtail.logits.comparison import PairedTest, paired_test, summarize_seeds
 from dualtail.logits.groups import GROUP_NAMES, ClassGroups
-from dualtail.logits.intervals import INTERVALS, mean_interval, proportion_interval
+from dualtail.logits.intervals import (
+    INTERVALS,
+    correlation_interval,
+    difference_interval,
+    mean_interval,
+    proportion_interval,
+    weighted_mean_interval,
+)
 from dualtail.logits.metrics import (
+    ClassTable,
+    Evaluation,
+    GroupAccuracy,
     Tally,
     class_accuracy,
     evaluate,
@@ -247,6 +258,94 @@ class TestEvaluate:
         )
 
 
+def bare(n: int = 60, **options):
+    """Return an evaluation with both groupings and an absent class."""
+    logits, labels = draw(n=n, absent=(3,))
+    return evaluate(logits, labels, d_groups=D_GROUPS, p_groups=P_GROUPS, **options)
+
+
+class TestSavedAndRead:
+    @pytest.mark.parametrize("interval", INTERVALS)
+    def test_an_evaluation_reads_back_as_it_was(self, interval):
+        saved = bare(interval=interval, confidence=0.9)
+        told = json.loads(json.dumps(saved.to_dict(), allow_nan=False))
+        read = Evaluation.from_dict(told)
+        assert read.to_dict() == told
+        assert list(read.to_dict()) == list(told)
+        assert str(read) == str(saved)
+        for name in Evaluation.__dataclass_fields__:
+            if name != "per_class":
+                assert getattr(read, name) == getattr(saved, name), name
+        for name in ClassTable.__dataclass_fields__:
+            np.testing.assert_array_equal(getattr(read.per_class, name), getattr(saved.per_class, name))
+
+    def test_without_groups_and_with_few_classes(self):
+        logits, labels = draw(classes=4)
+        for told in (evaluate(logits, labels).to_dict(), bare().regrouped(p_groups=P_GROUPS).to_dict()):
+            assert Evaluation.from_dict(told).to_dict() == told
+
+    def test_the_classes_may_be_left_out(self):
+        whole = bare()
+        told = whole.to_dict(per_class=False)
+        assert told == {key: value for key, value in whole.to_dict().items() if key != "per_class"}
+        read = Evaluation.from_dict(told)
+        assert read.per_class is None
+        assert read.to_dict() == told
+        assert read.by_group() == whole.by_group()
+        assert str(read) == str(whole)
+        with pytest.raises(InputError, match="saved without its classes"):
+            read.regrouped(D_GROUPS)
+
+    @pytest.mark.parametrize("fault", ["missing", "unknown"])
+    def test_what_was_not_saved_so_is_refused(self, fault):
+        told = bare().to_dict()
+        for part in (told, told["per_class"], told["d_groups"]["few"]):
+            changed = dict(part)
+            if fault == "missing":
+                del changed["n"]
+            else:
+                changed["nn"] = 1
+            read = {id(told): Evaluation, id(told["per_class"]): ClassTable}.get(id(part), GroupAccuracy)
+            with pytest.raises(InputError, match=r"'nn?' is missing or unknown"):
+                read.from_dict(changed)
+
+    def test_a_paired_test_reads_back_as_it_was(self):
+        test = paired_test([0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 1, 1, 1], measure="macro")
+        assert PairedTest.from_dict(json.loads(json.dumps(test.to_dict()))) == test
+
+
+class TestRegrouped:
+    @pytest.mark.parametrize("interval", INTERVALS)
+    def test_is_the_evaluation_with_those_groups(self, interval):
+        logits, labels = draw(absent=(3,))
+        first = evaluate(logits, labels, d_groups=P_GROUPS, interval=interval)
+        read = Evaluation.from_dict(first.to_dict())
+        for groups in ({}, {"d_groups": D_GROUPS}, {"d_groups": D_GROUPS, "p_groups": P_GROUPS}):
+            expected = evaluate(logits, labels, interval=interval, **groups).to_dict()
+            assert first.regrouped(**groups).to_dict() == expected
+            assert read.regrouped(**groups).to_dict() == expected
+        drawn = {"resamples": 50, "seed": 3}
+        expected = evaluate(logits, labels, interval=interval, d_groups=D_GROUPS, **drawn)
+        assert first.regrouped(D_GROUPS, **drawn).d_groups == expected.d_groups
+
+    def test_groups_of_other_classes_are_refused(self):
+        with pytest.raises(InputError, match="p_groups has 2 classes; expected 12"):
+            bare().regrouped(p_groups=groups_of([0, 1], "P"))
+
+    def test_by_group_has_a_key_for_every_set_of_classes(self):
+        found = bare()
+        flat = found.by_group()
+        cells = [f"{d}.{p}" for d in GROUP_NAMES for p in GROUP_NAMES]
+        groups = [f"{kind}_{name}" for kind in "dp" for name in GROUP_NAMES]
+        assert list(flat) == ["overall", *groups, *cells, "tail_tail"]
+        assert flat["overall"] == GroupAccuracy(found.overall, 12, 1, found.n, found.overall_ci)
+        assert flat["p_few"] is found.p_groups["few"]
+        assert flat["many.few"] is found.cross["many"]["few"]
+        assert flat["tail_tail"] is flat["few.few"]
+        assert list(found.regrouped(p_groups=P_GROUPS).by_group()) == ["overall", *groups[3:]]
+        assert list(found.regrouped().by_group()) == ["overall"]
+
+
 class TestMeans:
     def test_scipy(self):
         values = np.random.default_rng(0).uniform(0.01, 1, 300)
@@ -392,6 +491,83 @@ class TestCalibration:
         assert classwise_calibration_error(logits, labels) < 0.015
         assert expected_calibration_error(3 * logits, labels) > 0.1
         assert classwise_calibration_error(3 * logits, labels) > 0.05
+
+
+class TestReliabilityFrom:
+    @staticmethod
+    def pairs(n=400):
+        logits, labels = draw(n=n)
+        confidence, prediction = torch.tensor(logits).softmax(1).max(1)
+        return logits, labels, confidence, prediction == torch.tensor(labels)
+
+    @pytest.mark.parametrize("bins", [1, 10, 15])
+    def test_is_the_curve_of_the_logits(self, bins):
+        logits, labels, confidence, hits = self.pairs()
+        expected = reliability_curve(logits, labels, bins)
+        found = reliability_from(confidence.numpy(), hits.numpy(), bins)
+        assert found.to_dict() == expected.to_dict()
+
+    @pytest.mark.parametrize("bins", [1, 10, 15])
+    def test_numpys_histogram(self, bins):
+        *_, confidence, hits = self.pairs()
+        confidence = torch.cat([confidence, torch.tensor([0.0, 1.0, 0.5, 0.25])])
+        hits = torch.cat([hits, torch.tensor([True, False, True, True])])
+        edges = np.linspace(0, 1, bins + 1)
+        values = confidence.double().numpy()
+        place = np.clip(np.searchsorted(edges, values, side="left") - 1, 0, bins - 1)
+        curve = reliability_from(confidence, hits, bins)
+        count = np.bincount(place, minlength=bins)
+        with np.errstate(invalid="ignore"):
+            np.testing.assert_array_equal(
+                curve.confidence, np.bincount(place, weights=values, minlength=bins) / count
+            )
+            np.testing.assert_array_equal(
+                curve.accuracy, np.bincount(place, weights=hits.numpy(), minlength=bins) / count
+            )
+        np.testing.assert_array_equal(curve.count, count)
+        np.testing.assert_array_equal(curve.edges, edges)
+
+    def test_no_samples_and_bad_values(self):
+        assert reliability_from(np.zeros(0), np.zeros(0, bool), 3).count.tolist() == [0, 0, 0]
+        for confidence, hits in (
+            ([1.5], [True]),
+            ([float("nan")], [True]),
+            ([0.5], [1]),
+            ([0.5], [True, False]),
+        ):
+            with pytest.raises(InputError):
+                reliability_from(confidence, hits)
+
+
+class TestIntervalsOfWhatIsComputed:
+    def test_newcombes_example(self):
+        # Table II (a) of Newcombe 1998: 56 of 70 and 48 of 80, method 10.
+        bounds = [tuple(float(x) for x in proportion_interval(*pair)) for pair in ((56, 70), (48, 80))]
+        low, high = difference_interval(56 / 70, bounds[0], 48 / 80, bounds[1])
+        assert (low, high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+    def test_a_mean_covers_at_the_nominal_rate(self):
+        rng = np.random.default_rng(0)
+        chances, n, hits = np.array([0.95, 0.6, 0.85]), np.array([40, 60, 100]), 0
+        for _ in range(2000):
+            correct = rng.binomial(n, chances)
+            bounds = list(zip(*proportion_interval(correct, n), strict=True))
+            low, high = weighted_mean_interval(correct / n, bounds, [1, 2, 3])
+            hits += low <= chances @ np.array([1, 2, 3]) / 6 <= high
+        assert 0.935 <= hits / 2000 <= 0.97
+
+    def test_one_estimate_keeps_its_interval(self):
+        assert weighted_mean_interval([0.9], [(0.8, 0.95)], [7]) == pytest.approx((0.8, 0.95))
+        low, high = difference_interval(0.9, (0.8, 0.95), 0.4, (0.4, 0.4))
+        assert (low, high) == pytest.approx((0.4, 0.55))
+
+    def test_correlations(self):
+        low, high = correlation_interval(1.0, 50)
+        assert 0.99 < low < high <= 1
+        assert correlation_interval(-1.0, 50) == (-high, -low)
+        assert correlation_interval(float("nan"), 50) == correlation_interval(0.9, 4) == (-1.0, 1.0)
+        with pytest.raises(InputError, match="confidence is 95"):
+            correlation_interval(0.5, 10, 95)
 
 
 class TestPairedTest:

@@ -13,7 +13,7 @@ from sklearn import metrics as sk
 from sklearn.neighbors import KNeighborsClassifier
 
 from dualtail.errors import InputError
-from dualtail.logits import _search, neighbors
+from dualtail.logits import neighbors
 from dualtail.logits.groups import ClassGroups
 from dualtail.logits.metrics import evaluate
 from dualtail.logits.neighbors import (
@@ -56,35 +56,15 @@ def assert_nearest(bank, queries, k, tolerance=1e-6):
     assert all(len(set(row)) == k for row in index.tolist())
 
 
-@pytest.fixture(params=["plain", "float16", "bfloat16"])
-def way(request, monkeypatch):
-    """Each way to search, whatever this processor would choose. The screened ones count how often they are certain."""
-    half = None if request.param == "plain" else getattr(torch, request.param)
-    monkeypatch.setattr(_search, "fast_half", lambda: half)
-    certain = []
-    search = _search._Screen.search
-
-    def watched(self, *arguments):
-        result = search(self, *arguments)
-        certain.extend(result[2].tolist())
-        return result
-
-    monkeypatch.setattr(_search._Screen, "search", watched)
-    return request.param, certain
-
-
 class TestNearest:
     @pytest.mark.parametrize("n", [700, 2048, 5000])
     @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-    def test_brute_force(self, way, n, dtype):
+    def test_brute_force(self, n, dtype):
         bank, _ = clusters(n)
         queries, _ = clusters(150, seed=1)
         assert_nearest(bank.astype(dtype), queries.astype(dtype), 20)
-        name, certain = way
-        assert bool(certain) == (name != "plain")
-        assert all(certain)  # the screen alone answered
 
-    def test_leave_one_out(self, way):
+    def test_leave_one_out(self):
         bank, _ = clusters(1500)
         bank[7] = bank[8]  # a twin is a neighbour, oneself is not
         assert_nearest(bank, None, 10)
@@ -92,13 +72,12 @@ class TestNearest:
         assert index[7, 0] == 8
         assert similarity[7, 0] == pytest.approx(1)
 
-    def test_unstructured_features(self, way):
+    def test_unstructured_features(self):
         rng = np.random.default_rng(0)
         bank, queries = (rng.normal(size=(n, 64)).astype(np.float32) for n in (3000, 100))
         assert_nearest(bank, queries, 30)
-        assert all(way[1])
 
-    def test_features_in_a_narrow_cone_with_outlying_dimensions(self, way):
+    def test_features_in_a_narrow_cone_with_outlying_dimensions(self):
         bank, _ = clusters(3000, dim=64)
         queries, _ = clusters(100, dim=64, seed=1)
         for features in (bank, queries):
@@ -107,20 +86,18 @@ class TestNearest:
             features[:, 5] *= 1e-6
         assert_nearest(bank, queries, 25)
 
-    def test_many_equal_rows(self, way):
+    def test_many_equal_rows(self):
         bank, _ = clusters(1000)
         queries, _ = clusters(80, seed=1)
         queries[0] = bank[0]
         assert_nearest(np.concatenate([bank[:500], np.repeat(bank[:1], 900, 0)]), queries, 20)
-        assert not any(way[1][:1])  # more candidates than the screen takes on
 
-    def test_neighbours_on_the_far_side(self, way):
+    def test_neighbours_on_the_far_side(self):
         bank, _ = clusters(2048, classes=1, spread=0.2)
         queries, _ = clusters(100, classes=1, spread=0.2, seed=1)
         assert_nearest(bank, -queries, 15)
-        assert not any(way[1])  # no threshold above 0: each goes the plain way
 
-    def test_rows_of_zeros_are_similar_to_nothing(self, way):
+    def test_rows_of_zeros_are_similar_to_nothing(self):
         bank, _ = clusters(1000)
         queries, _ = clusters(80, seed=1)
         bank[:300] = 0
@@ -130,16 +107,16 @@ class TestNearest:
         assert (similarity[:2] == 0).all()
         assert_nearest(bank, queries[2:], 15)
 
-    def test_chunks_do_not_matter(self, way, monkeypatch):
+    def test_chunks_do_not_matter(self, monkeypatch):
         bank, _ = clusters(3000)
         queries, _ = clusters(300, seed=1)
         before = nearest_neighbors(bank, queries, 10)
-        monkeypatch.setattr(_search, "_BUFFER_BYTES", 1 << 19)
+        monkeypatch.setattr(neighbors, "_SCORES", 1 << 17)
         after = nearest_neighbors(bank, queries, 10)
         np.testing.assert_allclose(before[0], after[0], atol=1e-6)
         assert (before[1] == after[1]).mean() > 0.999
 
-    def test_the_whole_bank(self, way):
+    def test_the_whole_bank(self):
         bank, _ = clusters(40)
         assert_nearest(bank, bank[:5], 40)
         assert_nearest(bank, None, 39)
@@ -157,64 +134,6 @@ class TestNearest:
         assert similarity.dtype == torch.float32
         assert isinstance(nearest_neighbors(bank.numpy(), bank[:3], 2)[0], np.ndarray)
         assert knn_scores(bank.double(), labels, bank[:3].double(), 8, k=2).dtype == torch.float64
-
-
-class TestCertificate:
-    """The screen must not be believed where its bound does not hold."""
-
-    @pytest.fixture
-    def features(self, monkeypatch):
-        monkeypatch.setattr(_search, "fast_half", lambda: torch.float16)
-        bank, _ = clusters(2000)
-        queries, _ = clusters(100, seed=1)
-        return bank, queries
-
-    def test_a_product_worse_than_its_bound_is_noticed(self, features, monkeypatch):
-        exact = _search._Screen._round
-
-        def coarse(self, unit):
-            rounded, error = exact(self, unit)
-            return (rounded * 8).round() / 8, error
-
-        monkeypatch.setattr(_search._Screen, "_round", coarse)
-        assert_nearest(*features, 20)
-
-    def test_a_coarse_product_with_an_honest_bound_suffices(self, features, monkeypatch):
-        exact = _search._Screen._round
-
-        def coarse(self, unit):
-            rounded = ((exact(self, unit)[0] * 512).round() / 512).to(torch.float16)
-            return rounded, torch.linalg.vector_norm(unit - rounded, dim=1)
-
-        sure = []
-        search = _search._Screen.search
-        monkeypatch.setattr(
-            _search._Screen, "search", lambda *a: (found := search(*a), sure.append(found[2]))[0]
-        )
-        monkeypatch.setattr(_search._Screen, "_round", coarse)
-        assert_nearest(*features, 20)
-        assert torch.cat(sure).double().mean() > 0.9
-
-    def test_a_bound_that_admits_too_many_is_given_up(self, features, monkeypatch):
-        exact = _search._Screen._round
-        monkeypatch.setattr(
-            _search._Screen, "_round", lambda self, unit: (exact(self, unit)[0], torch.ones(len(unit)))
-        )
-        assert_nearest(*features, 20)
-
-    def test_a_screen_that_fails_most_queries_is_not_asked_again(self, features, monkeypatch):
-        asked = []
-
-        def failing(self, unit, k, own):
-            asked.append(len(unit))
-            n = len(unit)
-            return torch.zeros(n, k), torch.zeros(n, k, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
-
-        monkeypatch.setattr(_search._Screen, "search", failing)
-        monkeypatch.setattr(_search, "_BUFFER_BYTES", 1)
-        bank, _ = features
-        assert_nearest(bank, bank[:200] * 2, 20)
-        assert asked == [64]
 
 
 class TestVotes:
@@ -384,7 +303,7 @@ class TestMembers:
             disagreement(members)
 
     def test_an_unknown_measure_is_refused(self):
-        with pytest.raises(InputError, match="'phi', 'q' or 'double_fault'"):
+        with pytest.raises(InputError, match="unknown measure 'kappa'; choose from phi, q, double_fault"):
             error_correlation([[0, 1]], [0, 1], "kappa")
 
 

@@ -147,7 +147,7 @@ class TestBound:
     def test_bound_holds_away_from_the_optimum(self):
         problem = small_problem(5)
         passes = _passes.SoftmaxPasses(problem.logits, problem.labels)
-        inner = _intercepts.Problem(passes, problem.log_pi)
+        inner = _intercepts.InterceptObjective(passes, problem.log_pi)
         best = scipy_optimum(problem)
         directions = torch.randn(20, 6, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
         half_decrements_below = 0
@@ -323,8 +323,10 @@ class TestShrinkage:
             world = World(60, seed=seed, spread=spread, radius=3)
             logits, labels = world.balanced(20) if fixed else world.drawn(torch.full((60,), 1 / 60), 1200)
             passes = _passes.SoftmaxPasses(logits, labels)
-            problem = _intercepts.Problem(passes, torch.full((60,), -np.log(60.0)), strength=1 / spread**2)
-            point = _intercepts.minimise(problem, torch.zeros(60, dtype=torch.float64), 1e-9)
+            problem = _intercepts.InterceptObjective(
+                passes, torch.full((60,), -np.log(60.0)), strength=1 / spread**2
+            )
+            point = _intercepts.quasi_newton(problem, torch.zeros(60, dtype=torch.float64), 1e-9)
             found.append(_intercepts.spread_of(_intercepts.Curvature(problem, point), fixed))
         error = np.std(found) / np.sqrt(len(found))
         assert abs(np.mean(found) - spread**2) < 3 * error + 0.03 * spread**2
@@ -478,7 +480,7 @@ class TestStreaming:
     def test_hessian_against_dense_algebra(self, monkeypatch, strength):
         monkeypatch.setattr(_intercepts, "_BLOCK", 5)
         problem = small_problem(43, classes=12, samples=200)
-        inner = _intercepts.Problem(
+        inner = _intercepts.InterceptObjective(
             _passes.SoftmaxPasses(problem.logits, problem.labels), problem.log_pi, strength=strength
         )
         point = inner.at(torch.randn(12, generator=torch.Generator().manual_seed(44), dtype=torch.float64))

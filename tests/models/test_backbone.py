@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from dualtail.errors import BackboneError
-from dualtail.models import _open_clip, _weights
-from dualtail.models._parts import image_spec
-from dualtail.models.backbone import Backbone, load_backbone
+from dualtail.models import _open_clip, weights
+from dualtail.models.backbone import BACKBONES, Backbone, load_backbone
+from dualtail.models.parts import image_spec
+from dualtail.testing.backbones import BACKBONE_CHECKS, BackboneCase
 
 
 def refused(name: str, *words: str, **options: object) -> str:
@@ -50,6 +52,21 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 # --- what a backbone computes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("check", BACKBONE_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("kind", ["open_clip:vit", "open_clip:resnet", "timm:test_vit", "timm:test_convnext"])
+def test_what_every_backbone_promises(
+    tmp_path: Path, kind: str, check: Callable[[BackboneCase], None]
+) -> None:
+    configs = {"open_clip:vit": tiny.VIT, "open_clip:resnet": tiny.RESNET}
+    check(
+        BackboneCase(f"open_clip:{tiny.write_folder(tmp_path, configs[kind])}" if kind in configs else kind)
+    )
+
+
+def test_the_matrix_has_every_library() -> None:
+    assert set(BACKBONES) == {"open_clip", "timm"}
 
 
 def against_open_clip(backbone: Backbone, model: open_clip.CLIP, images: torch.Tensor) -> None:
@@ -294,7 +311,7 @@ def test_cached_weights_need_no_connection(
         "try_to_load_from_cache",
         lambda repository, name: str(cached) if name == cached.name else None,
     )
-    assert _weights.hub_file("a/b", [cached.name, "x.bin"], where="here") == cached
+    assert weights.hub_file("a/b", [cached.name, "x.bin"], where="here") == cached
 
 
 def test_a_hub_repository_is_a_name(offline: None, vit_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,7 +369,7 @@ def test_timm_weights_from_a_file(tmp_path: Path) -> None:
     save_file(model.state_dict(), tmp_path / "vit.safetensors")
     backbone = load_backbone("timm:test_vit", weights=str(tmp_path / "vit.safetensors"))
     model.reset_classifier(0)
-    assert backbone.weights_fingerprint == _weights.fingerprint(model)
+    assert backbone.weights_fingerprint == weights.fingerprint(model)
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("blocks.0")}
     save_file(state, tmp_path / "partial.safetensors")
     refused("timm:test_vit", "blocks.0", "missing", weights=str(tmp_path / "partial.safetensors"))
@@ -366,7 +383,7 @@ def test_timm_weights_in_older_naming_are_converted_whole(tmp_path: Path) -> Non
     save_file(state, tmp_path / "old.safetensors")
     backbone = load_backbone("timm:test_vit", weights=str(tmp_path / "old.safetensors"))
     model.reset_classifier(0)
-    assert backbone.weights_fingerprint == _weights.fingerprint(model)
+    assert backbone.weights_fingerprint == weights.fingerprint(model)
     del state["blocks.1.norm1.bias"]
     save_file(state, tmp_path / "partial.safetensors")
     refused("timm:test_vit", "blocks.1.norm1.bias", "missing", weights=str(tmp_path / "partial.safetensors"))
@@ -415,7 +432,9 @@ def test_loading_says_nothing_of_its_own(vit_folder: Path, caplog: pytest.LogCap
     ("name", "words"),
     [
         ("ViT-B-16", ["unknown backbone", "timm:NAME"]),
-        ("openclip:ViT-B-16", ["unknown backbone"]),
+        ("openclip:ViT-B-16", ["unknown backbone 'openclip:ViT-B-16'", "did you mean 'open_clip'"]),
+        (["timm:test_vit"], ["unknown backbone", "timm:NAME"]),
+        (None, ["unknown backbone None", "timm:NAME"]),
         ("timm:", ["unknown backbone"]),
         ("open_clip:ViT-B16/openai", ["no architecture", "did you mean 'ViT-B-16'"]),
         ("open_clip:ViT-B-16/laion2b_s34b_b88", ["no weights", "did you mean 'laion2b_s34b_b88k'"]),

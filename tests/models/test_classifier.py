@@ -167,14 +167,18 @@ def test_a_failed_write_keeps_the_last_good_one(
 ) -> None:
     classifier.save(tmp_path)
 
-    def full(state: dict[str, Tensor], path: Path) -> None:
+    def full(state: dict[str, Tensor], path: Path, metadata: object = None) -> None:
         path.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("dualtail.models.classifier.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="no space"):
         classifier.save(tmp_path)
     classifier.load_trainable(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "trainable.safetensors"}
+    with pytest.raises(OSError, match="no space"):
+        classifier.save(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_zero_shot_classifier(vit: Backbone, images: Tensor) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from dualtail.models.classifier import build_classifier, load_classifier
 from dualtail.models.head_init import (
     HEAD_INITS,
     class_mean_weight,
+    head_init_needs,
     head_weight,
     kshot_mean_weight,
     linear_probe_weight,
@@ -22,8 +24,8 @@ from dualtail.models.head_init import (
 )
 from dualtail.models.heads import HEADS, build_head
 from dualtail.models.text import class_text_features, zero_shot_logits
+from dualtail.testing.heads import CLASSES, HEAD_CHECKS, HeadCase
 
-CLASSES = ["tree_frog", "cat", "polar bear", "van"]
 TIED = [name for name, kind in HEADS.items() if kind.reads_text]
 WEIGHTED = [name for name in HEADS if name not in TIED]
 OPTIONS = {"coop": {"context": 4}}
@@ -50,37 +52,18 @@ def test_formulas(name: str) -> None:
     torch.testing.assert_close(head(z.reshape(2, 2, 8)), head(z).reshape(2, 2, 5))
 
 
+@pytest.mark.parametrize("check", HEAD_CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", HEADS)
-def test_every_head_trains_saves_and_loads(
-    vit_folder: Path, images: Tensor, tmp_path: Path, name: str
-) -> None:
-    classifier = build_classifier(
-        f"open_clip:{vit_folder}", CLASSES, head=name, head_options=OPTIONS.get(name), seed=2
-    )
-    optimizer = torch.optim.SGD(classifier.trainable_parameters().values(), lr=1e-3)
-    first = F.cross_entropy(classifier(images), torch.arange(4))
-    first.backward()
-    optimizer.step()
-    assert F.cross_entropy(classifier(images), torch.arange(4)) < first
-    classifier.save(tmp_path)
-    torch.testing.assert_close(load_classifier(tmp_path)(images), classifier(images))
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_heads_compute_in_float32_under_autocast(vit: Backbone, name: str) -> None:
-    head = build_head(name, 32, 4, backbone=vit, class_names=CLASSES, **OPTIONS.get(name, {}))
-    z = torch.randn(3, 32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = head(z.bfloat16())
-    assert logits.dtype == torch.float32
-    torch.testing.assert_close(logits, head(z.bfloat16().float()))
+def test_what_every_head_promises(vit_folder: Path, name: str, check: Callable[[HeadCase], None]) -> None:
+    check(HeadCase(HEADS[name], f"open_clip:{vit_folder}", None, OPTIONS.get(name, {})))
 
 
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
         ("cosin", {}, "did you mean 'cosine'"),
-        ("cosine", {"scal": 3}, "did you mean 'scale'"),
+        (["cosine"], {}, r"unknown head \['cosine'\]"),
+        ("cosine", {"scal": 3}, "the head 'cosine' has no option 'scal'; did you mean 'scale'"),
         ("text", {}, "give its backbone and class_names"),
         ("coop", {"context": 0, "backbone": "vit", "class_names": CLASSES}, "context is 0"),
     ],
@@ -278,5 +261,20 @@ def test_every_initialisation_by_name(vit: Backbone, sample: tuple[Tensor, Tenso
 
 
 def test_an_unknown_initialisation_names_the_nearest(vit: Backbone) -> None:
-    with pytest.raises(InputError, match="did you mean 'class_mean'"):
+    with pytest.raises(
+        InputError, match="unknown head initialisation 'classmean'; did you mean 'class_mean'"
+    ):
         head_weight("classmean", vit, 3)
+    with pytest.raises(InputError, match=r"unknown head initialisation \['text'\]"):
+        head_init_needs(["text"])  # type: ignore[arg-type]
+
+
+def test_what_an_initialisation_needs_is_what_it_takes(vit: Backbone) -> None:
+    needs = {name: sorted(head_init_needs(name)) for name in HEAD_INITS}
+    of_features = {key: ["features", "labels"] for key in ("class_mean", "kshot_mean", "linear_probe")}
+    assert needs == {"text": ["text_features"], **of_features, "random": []}
+    with pytest.raises(InputError, match="'class_mean' needs labels"):
+        head_weight("class_mean", vit, 3, features=torch.randn(3, 32))
+    assert HEAD_INITS.options("kshot_mean") == {"shots": 16}
+    with pytest.raises(InputError, match="has no option 'shot'; did you mean 'shots'"):
+        head_weight("kshot_mean", vit, 3, shot=4)

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from dualtail.models.backbone import Backbone, load_backbone
 from dualtail.models.classifier import Classifier
-from dualtail.models.heads import build_head, text_weight
+from dualtail.models.head_init import text_weight
+from dualtail.models.heads import build_head
 from dualtail.models.text import zero_shot_logits
 from dualtail.models.tuners import attach_tuner
 

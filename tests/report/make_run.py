@@ -14,13 +14,18 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from dualtail.data.manifest import Manifest
+from dualtail.engine.finetune import FinetuneResult
+from dualtail.files import write_json
 from dualtail.imagespec import ImageSpec
 from dualtail.logits.prior import LabelPrior
-from dualtail.runs.analysis import adjust_members, evaluate_run
-from dualtail.runs.attribution import attribute_run
-from dualtail.runs.members import plan_members
-from dualtail.runs.recipe import Recipe, dump_recipe, parse_recipe
-from dualtail.runs.store import RunDirectory, SplitLogits, write_json, write_logits, write_text
+from dualtail.runs.directory import RunDirectory
+from dualtail.runs.evaluation import choose_member_prior
+from dualtail.runs.logits_file import SplitLogits, write_logits
+from dualtail.runs.provenance import write_provenance
+from dualtail.runs.recipe import Recipe
+from dualtail.runs.recipe_file import parse_recipe
+from dualtail.runs.stages.attribution import write_attribution
+from dualtail.runs.stages.evaluate import write_evaluation
 
 NAMES = ("clip", "openclip", "metaclip")
 FEATURES = 16
@@ -64,9 +69,8 @@ def make_run(
     """
     names = list(names or [f"class {index:04d}" for index in range(classes)])
     recipe = make_recipe(root, backbones, seeds, seed, changes or {}, images or root / "images")
-    root.mkdir(parents=True, exist_ok=True)
-    write_text(root / "recipe.yaml", dump_recipe(recipe))
-    run = RunDirectory.read(root)
+    run = RunDirectory.open(root, recipe, update=True)
+    run.close()
     manifest = make_manifest(Path(recipe.data.root), names, val_per_class, test_per_class, file_name)
     if images is not None:
         for split in ("val", "test"):
@@ -75,31 +79,35 @@ def make_run(
                 draw_image(Path(part.file(row)), label)
 
     world = torch.Generator().manual_seed(99)
-    for number, name in enumerate(backbones):
-        write_backbone(run, name, manifest, text, world)
-        for member in plan_members(recipe):
-            if member.backbone.name == name:
-                write_member(run, member.name, name, member.seed, manifest, 1000 * (number + 1) + member.seed)
-    members = plan_members(recipe)
-    if attribution:
-        adjust_members(run, members)
-        keys = [("zero_shot", name) for name in backbones if text] + [("member", m.name) for m in members]
-        models = {key: partial(StandIn, number, len(names)) for number, key in enumerate(keys)}
-        attribute_run(run, manifest, members, "test", models, images=10, steps=4, device="cpu")
-    run.write_provenance(
-        data={"fingerprint": "f" * 20, "root": recipe.data.root, "splits": manifest.split_sizes},
-        seeds=list(seeds),
-    )
-    stages = [
-        ("adjust", adjust_members(run, members)),
-        ("evaluate", evaluate_run(run, manifest, members, "test")),
-    ]
-    for number, member in enumerate(members):
-        stages.append((f"finetune/{member.name}", [run.member_dir(member.name) / "training.json"]))
-        run.mark_done(stages[-1][0], "inputs", stages[-1][1], 3.0 + number)
-    for stage, written in stages[:2]:
-        run.mark_done(stage, "inputs", written, 1.5)
+    for number, plan in enumerate(run.backbones):
+        write_backbone(run, plan.name, manifest, text, world)
+        for member in run.members:
+            if member.backbone == plan:
+                write_member(
+                    run, member.name, plan.name, member.seed, manifest, 1000 * (number + 1) + member.seed
+                )
+    conclude(run, manifest, attribution=attribution)
+    for number, member in enumerate(run.members):
+        run.records.add(f"finetune/{member.name}", "inputs", [run.member(member.name).training], 3.0 + number)
     return root
+
+
+def conclude(run: RunDirectory, manifest: Manifest, *, attribution: bool = False) -> None:
+    """Write what a run concludes from its logits, as its stages do."""
+    names = [member.name for member in run.members]
+    write_json(run.adjusted.weights, {"members": names, **choose_member_prior(run).to_dict()})
+    if attribution:
+        keys = [("zero_shot", plan.name) for plan in run.backbones if run.has_text(plan)]
+        keys += [("member", name) for name in names]
+        models = {key: partial(StandIn, number, manifest.num_classes) for number, key in enumerate(keys)}
+        write_attribution(run, manifest.split("test"), "test", models, images=10, steps=4, device="cpu")
+    write_provenance(
+        run.provenance,
+        data={"fingerprint": "f" * 20, "root": str(manifest.root), "splits": manifest.split_sizes},
+        seeds=[member.seed for member in run.members],
+    )
+    run.records.add("adjust", "inputs", [run.adjusted.weights], 1.5)
+    run.records.add("evaluate", "inputs", write_evaluation(run, manifest, "test"), 1.5)
 
 
 class StandIn(nn.Module):
@@ -164,12 +172,12 @@ def make_manifest(
 def write_backbone(
     run: RunDirectory, name: str, manifest: Manifest, text: bool, world: torch.Generator
 ) -> None:
-    folder = run.backbone_dir(name)
+    files = run.backbone(name)
     classes = manifest.num_classes
     info = {"name": name, "backbone": f"open_clip:tiny/{name}", "weights": None, "family": "open_clip_vit",
             "has_text": text, "feature_dim": FEATURES, "image_size": 32, "parameters": 123456,
             "weights_fingerprint": "0123456789ab"}  # fmt: skip
-    write_json(folder / "backbone.json", info)
+    write_json(files.info, info)
     bias = 0.9 * torch.randn(classes, generator=world)
     splits = {}
     for split in ("val", "test"):
@@ -181,11 +189,11 @@ def write_backbone(
         )
     if not text:
         return
-    write_logits(folder / "zero_shot.safetensors", splits)
+    write_logits(files.zero_shot, splits)
     # The truth and a plausible error stand in for an estimate, which is tested elsewhere.
     errors = 0.1 + 0.2 * torch.rand(classes, generator=world, dtype=torch.float64)
     prior = LabelPrior(bias.double().log_softmax(0), errors, source="zero_shot", num_samples=8 * classes)
-    write_json(folder / "prior.json", prior.to_dict())
+    write_json(files.prior, prior.to_dict())
 
 
 def write_member(
@@ -195,7 +203,6 @@ def write_member(
     classes = manifest.num_classes
     train = torch.from_numpy(manifest.counts("train")).double()
     skill = (train.log() / train.log().max()).float()
-    folder = run.member_dir(name)
     splits = {}
     for split in ("val", "test"):
         part = manifest.split(split)
@@ -204,13 +211,12 @@ def write_member(
         splits[split] = SplitLogits(
             logits, labels, part.sample_ids, make_features(labels, classes, 2.0, generator)
         )
-    write_logits(folder / "logits.safetensors", splits)
-    history = [
+    write_logits(run.member(name).logits, splits)
+    history = tuple(
         {"epoch": epoch, "loss": 2.0 / epoch, "accuracy": 0.3 * epoch, "seconds": 1.5} for epoch in (1, 2)
-    ]
-    training = {"history": history, "steps": 20, "seconds": 3.0, "num_parameters": 4567, "peak_memory": None,
-                "images_per_second": 800.0, "backbone": backbone, "seed": seed}  # fmt: skip
-    write_json(folder / "training.json", training)
+    )
+    training = FinetuneResult(history, 20, None, "last", 3.0, 2400, "fp32", "cpu", 1, 4567)
+    write_json(run.member(name).training, {**training.to_dict(), "backbone": backbone, "seed": seed})
 
 
 def noisy_logits(

@@ -170,7 +170,7 @@ def test_numbers_are_those_of_the_run(reader: Reader, run: Path) -> None:
     metrics = json.loads((run / "adjusted/metrics.json").read_text())
     assert reader.texts("[data-figure='All images']") == [f"{100 * metrics['overall']:.1f}\u2009%"]
     cells = reader.js(
-        "return [...document.querySelectorAll('[data-sheet=groups] tr')].at(-1).querySelectorAll('td')"
+        "return [...document.querySelectorAll('[data-table=groups] tr')].at(-1).querySelectorAll('td')"
     )
     shown = {cell.get_attribute("data-key"): cell for cell in cells}
     for kind in ("d", "p"):

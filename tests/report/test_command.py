@@ -76,7 +76,7 @@ def test_every_table_goes_to_stdout(report: Command, run_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--format", "csv", "--table", "metods"], "there is no table 'metods'; did you mean 'methods'?"),
+        (["--format", "csv", "--table", "metods"], "unknown table 'metods'; did you mean 'methods'?"),
         (["--table", "methods"], "--table: chooses among the tables that --format writes"),
         (["--format", "pdf"], "'pdf' is not one of 'markdown', 'latex', 'csv', 'json'"),
         (["--out", "/dev/null/x.html"], "cannot be written"),

@@ -11,11 +11,12 @@ import pytest
 from rich.console import Console
 
 from dualtail.logits.comparison import paired_test
-from dualtail.report.comparison import Comparison, compare_runs, pair_images, print_runs
-from dualtail.report.files import collect_sheets
-from dualtail.report.results import RunResults, read_results
+from dualtail.report.comparison import Comparison, compare_runs, pair_images
+from dualtail.report.export import collect_tables
+from dualtail.report.report_table import Estimate
 from dualtail.report.samples import Samples, read_samples
-from dualtail.report.sheet import Estimate
+from dualtail.report.terminal import print_runs
+from dualtail.runs.finished import RunResults, read_results
 
 MakeRun = Callable[..., Path]
 
@@ -63,7 +64,7 @@ def test_seeds_are_aggregated(three: list[Path]) -> None:
     assert len(found.seeds.rows) == 1
     row = found.seeds.rows[0]
     assert (row["runs"], row["n"]) == ("small and again", 2)
-    values = [run.metrics["overall"] for run in runs[:2]]
+    values = [run.metrics.overall for run in runs[:2]]
     assert row["overall"].value == pytest.approx(np.mean(values))
     assert row["overall_std"] == pytest.approx(np.std(values, ddof=1))
     assert 0 <= row["overall"].low <= row["overall"].high <= 1
@@ -102,6 +103,6 @@ def test_terminal_and_files_show_the_comparison(three: list[Path]) -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "3 runs compared" in text
     assert "Settings that differ" in text
-    assert [sheet.key for sheet in collect_sheets(three)] == ["runs", "differences", "seeds", "settings"]
+    assert [table.key for table in collect_tables(three)] == ["runs", "differences", "seeds", "settings"]
     overall = json.loads((three[0] / "adjusted/metrics.json").read_text())["overall"]
     assert f"{100 * overall:.1f}" in text

@@ -16,10 +16,11 @@ from PIL import Image
 from dualtail.errors import RunError
 from dualtail.report.explorer import confusions
 from dualtail.report.page import embed_json, write_page
-from dualtail.report.results import read_results
 from dualtail.report.samples import Samples, read_samples, reliability
 from dualtail.report.thumbnails import make_thumbnails, worst_images
-from dualtail.runs.store import read_logits
+from dualtail.runs.directory import RunDirectory
+from dualtail.runs.finished import read_results
+from dualtail.runs.logits_file import LogitsFile
 
 MakeRun = Callable[..., Path]
 NASTY = "<script>alert(1)</script>"
@@ -120,7 +121,7 @@ def test_class_data_is_that_of_the_run(page: Page, run_dir: Path) -> None:
 def test_worst_images_are_pictures(page: Page, run_dir: Path) -> None:
     content = page.json("images-r0")
     assert content["models"] == ["clip", "openclip", "metaclip"]
-    labels = read_logits(run_dir / "members/clip/logits.safetensors", "test")
+    labels = LogitsFile(RunDirectory.read(run_dir).member("clip").logits, "test")
     of_file = dict(zip(labels.sample_ids, labels.labels.tolist(), strict=True))
     for index, images in content["classes"].items():
         truths = [truth for _, _, truth, _, _ in images]
@@ -199,21 +200,18 @@ def test_page_that_cannot_be_written(run_dir: Path, tmp_path: Path) -> None:
         write_page([run_dir], tmp_path / "file" / "page.html")
 
 
-# --- what the page is made of
-
-
 def test_samples_are_the_logits_answers(run_dir: Path) -> None:
     results = read_results(run_dir)
     samples = read_samples(results)
     assert samples is not None
-    stored = read_logits(run_dir / "members/clip/logits.safetensors", "test")
+    stored = LogitsFile(RunDirectory.read(run_dir).member("clip").logits, "test")
     assert (samples.members["clip"].prediction == stored.logits.argmax(1).numpy()).all()
     probabilities = stored.logits.softmax(1)
     np.testing.assert_allclose(samples.members["clip"].confidence, probabilities.max(1).values, rtol=1e-5)
     right = (samples.ensemble.prediction == samples.labels).mean()
-    assert right == pytest.approx(results.metrics["overall"], abs=1e-12)
+    assert right == pytest.approx(results.metrics.overall, abs=1e-12)
     curve = reliability(samples.ensemble, samples.labels, bins=15)
-    assert curve.ece == pytest.approx(results.metrics["ece"], abs=1e-5)
+    assert curve.ece == pytest.approx(results.metrics.ece, abs=1e-5)
 
 
 def test_confusions_count_errors_alone() -> None:

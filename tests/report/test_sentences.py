@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from dualtail.logits.comparison import PairedTest
+from dualtail.logits.metrics import GroupAccuracy
 from dualtail.logits.prior import LabelPrior
-from dualtail.report.results import RunResults, read_results
-from dualtail.report.sentences import (
-    describe_groups,
-    describe_imbalances,
-    describe_run,
-    difference_of,
-    look_first,
-    spell_less,
-    union,
-)
-from dualtail.report.sheet import Estimate
+from dualtail.report.group_sentences import describe_groups, describe_imbalances, difference_to, look_first
+from dualtail.report.report_table import Estimate
+from dualtail.report.sentences import describe_run
+from dualtail.report.words import spell_less
+from dualtail.runs.finished import RunResults, read_results
+from dualtail.runs.results import MemberComparison
 
 
 @pytest.fixture
@@ -29,10 +25,13 @@ def results(run_dir: Path) -> RunResults:
 
 def with_differences(results: RunResults, *bounds: tuple[float, float]) -> RunResults:
     rows = [
-        {"a": "adjusted", "b": name, "measure": "overall", "classes": "all",
-         "difference": (low + high) / 2, "ci": [low, high], "n": 100}
+        MemberComparison(
+            name,
+            "all",
+            PairedTest("overall", 100, 0.5, 0.5, (low + high) / 2, (low, high), 0.5, 9, 9, "mcnemar", 0.95),
+        )
         for name, (low, high) in zip(("clip", "openclip", "metaclip"), bounds, strict=True)
-    ]  # fmt: skip
+    ]
     return replace(results, comparisons=rows)
 
 
@@ -68,18 +67,19 @@ def test_headline_follows_the_intervals(
     assert ("every member;" in line) == all(low > 0 for low, _ in bounds)
 
 
-def cell(accuracy: float, low: float, high: float, classes: int = 4) -> dict[str, Any]:
-    return {"accuracy": accuracy, "classes": classes, "absent": 0, "n": 40, "ci": [low, high]}
+def cell(accuracy: float, low: float, high: float, classes: int = 4) -> GroupAccuracy:
+    return GroupAccuracy(accuracy, classes, 0, 40, (low, high))
 
 
-def with_groups(results: RunResults, few: dict[str, Any], tail: dict[str, Any]) -> RunResults:
+def with_groups(results: RunResults, few: GroupAccuracy, tail: GroupAccuracy) -> RunResults:
     good = cell(0.9, 0.85, 0.95)
-    groups = {"many": good, "medium": good, "few": few}
-    metrics = {
-        **results.metrics, "macro": 0.85, "macro_ci": [0.8, 0.9], "d_groups": groups,
-        "p_groups": {"many": good, "medium": good, "few": good},
-        "cross": {"few": {"many": good, "medium": good, "few": tail}},
-    }  # fmt: skip
+    all_good = dict.fromkeys(("many", "medium", "few"), good)
+    metrics = replace(
+        results.metrics,
+        d_groups={**all_good, "few": few},
+        p_groups=all_good,
+        cross={"few": {**all_good, "few": tail}},
+    )
     return replace(results, metrics=metrics)
 
 
@@ -97,14 +97,18 @@ def test_look_first_names_what_is_surely_behind(results: RunResults) -> None:
 def test_overlapping_intervals_may_be_apart(results: RunResults) -> None:
     # 34 classes at 83.6 (81.5 to 85.5) against 26 others at about 88: the interval of all classes overlaps.
     few, rest = Estimate(0.836, 0.815, 0.855, classes=34), Estimate(0.882, 0.861, 0.900, classes=26)
-    gap = difference_of(few, rest)
+    gap = difference_to(few, [rest])
     assert gap is not None
     assert (gap.low, gap.high) == pytest.approx((-0.074, -0.018), abs=0.001)
     assert spell_less(gap) == "4.6 points (1.8 to 7.4)"
-    whole = union([few, rest])
-    assert whole is not None
-    assert whole.value == pytest.approx((34 * 0.836 + 26 * 0.882) / 60)
-    assert whole.high - whole.low < few.high - few.low
+    # The others may be several groups, by their numbers of classes.
+    halves = [
+        replace(rest, value=0.9, low=0.86, high=0.93, classes=20),
+        replace(rest, value=0.822, classes=6),
+    ]
+    parts = difference_to(few, halves)
+    assert parts is not None
+    assert parts.value == pytest.approx(0.836 - (20 * 0.9 + 6 * 0.822) / 26)
 
 
 def test_groups_sentence_follows_the_intervals(results: RunResults) -> None:
@@ -128,7 +132,8 @@ def test_imbalances_sentence_needs_evidence(results: RunResults) -> None:
 
 def test_lowest_classes_are_linked_and_counted(results: RunResults) -> None:
     line = describe_run(results)[-1]
-    table = results.metrics["per_class"]
+    table = results.metrics.per_class
+    assert table is not None
     for index, text in line.classes:
-        assert text == f"{results.classes.names[index]} ({table['correct'][index]} of {table['n'][index]})"
+        assert text == f"{results.classes.names[index]} ({table.correct[index]} of {table.n[index]})"
     assert str(line).endswith(f"{line.classes[-1][1]}.")

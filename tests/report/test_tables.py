@@ -12,19 +12,13 @@ from rich.console import Console
 
 from dualtail.errors import RunError
 from dualtail.report.formats import to_csv, to_json, to_latex, to_markdown
-from dualtail.report.results import read_results
-from dualtail.report.sheet import Column, Estimate, Sheet
-from dualtail.report.tables import (
-    _estimates,
-    groups_sheet,
-    members_sheet,
-    methods_sheet,
-    metrics_cells,
-    print_run,
-    run_sheets,
-    subset_sizes_sheet,
-    subsets_sheet,
-)
+from dualtail.report.report_table import Column, Estimate, ReportTable, group_estimates
+from dualtail.report.tables import run_tables
+from dualtail.report.tables.groups import groups_table
+from dualtail.report.tables.members import members_table
+from dualtail.report.tables.methods import methods_table, subset_sizes_table, subsets_table
+from dualtail.report.terminal import print_runs
+from dualtail.runs.finished import read_results
 
 MakeRun = Callable[..., Path]
 NASTY = "<script>alert(1)</script>"
@@ -32,7 +26,7 @@ NASTY = "<script>alert(1)</script>"
 
 def printed(root: Path, width: int = 120) -> str:
     console = Console(width=width, file=io.StringIO(), highlight=False)
-    print_run(root, console)
+    print_runs([root], console)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -57,7 +51,7 @@ def test_terminal_never_cuts_a_number(run_dir: Path, width: int) -> None:
 
 
 def test_groups_are_those_of_metrics(run_dir: Path) -> None:
-    row = groups_sheet(read_results(run_dir)).rows[-1]
+    row = groups_table(read_results(run_dir)).rows[-1]
     metrics = json.loads((run_dir / "adjusted/metrics.json").read_text())
     assert row["model"] == "ensemble"
     for kind in ("d", "p"):
@@ -72,14 +66,14 @@ def test_groups_are_those_of_metrics(run_dir: Path) -> None:
 def test_single_member_without_text(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(tmp_path / "one", backbones=["resnet"], text=False)
     results = read_results(run)
-    assert not subsets_sheet(results)
-    assert "tail_tail" not in [column.key for column in methods_sheet(results).columns]
+    assert not subsets_table(results)
+    assert "tail_tail" not in [column.key for column in methods_table(results).columns]
     assert "no pre-training prior" in printed(run)
 
 
 def test_seeds_stand_beside_different_models(make_run: MakeRun, tmp_path: Path) -> None:
     results = read_results(make_run(tmp_path / "seeds", backbones=["a", "b"], seeds=[0, 1], test_per_class=4))
-    kinds = {(row["m"], row["kind"]): row["subsets"] for row in subset_sizes_sheet(results).rows}
+    kinds = {(row["m"], row["kind"]): row["subsets"] for row in subset_sizes_table(results).rows}
     assert kinds == {
         (1, "one model"): 4, (2, "seeds of one model"): 2, (2, "different models"): 4, (3, "mixed"): 4, (4, "mixed"): 1,
     }  # fmt: skip
@@ -91,7 +85,7 @@ def test_unfinished_run_is_one_clear_line(make_run: MakeRun, tmp_path: Path) -> 
     with pytest.raises(
         RunError, match=r"half: the run has not finished: adjusted/metrics.json is missing; 'dualtail run'"
     ):
-        print_run(run)
+        print_runs([run])
 
 
 def test_optional_files_may_be_missing(make_run: MakeRun, tmp_path: Path) -> None:
@@ -106,30 +100,32 @@ def test_optional_files_may_be_missing(make_run: MakeRun, tmp_path: Path) -> Non
 
 def test_names_are_escaped_everywhere(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(tmp_path / "nasty", names=[NASTY, "[bold]x", "a|b_c%$\\"], test_per_class=3)
-    sheets = run_sheets(read_results(run))
-    markdown, latex = to_markdown(sheets), to_latex(sheets)
+    tables = run_tables(read_results(run))
+    markdown, latex = to_markdown(tables), to_latex(tables)
     assert NASTY not in markdown
     assert NASTY not in latex
-    priors = next(sheet for sheet in sheets if sheet.key == "priors")
+    priors = next(table for table in tables if table.key == "priors")
     assert any(NASTY in str(row.values()) for row in priors.rows) or r"a\|b" in markdown
     printed(run)
 
 
 def test_csv_and_json_keep_fractions(run_dir: Path) -> None:
-    sheet = methods_sheet(read_results(run_dir))
+    table = methods_table(read_results(run_dir))
     metrics = json.loads((run_dir / "adjusted/metrics.json").read_text())
-    rows = {row["label"]: row for row in csv.DictReader(io.StringIO(to_csv([sheet])))}
+    rows = {row["label"]: row for row in csv.DictReader(io.StringIO(to_csv([table])))}
     assert float(rows["backdoor, logits"]["overall"]) == metrics["overall"]
     assert float(rows["backdoor, logits"]["overall_low"]) == metrics["overall_ci"][0]
-    content = {row["label"]: row for row in json.loads(to_json([sheet]))["methods"]["rows"]}
+    content = {row["label"]: row for row in json.loads(to_json([table]))["methods"]["rows"]}
     assert content["backdoor, logits"]["tail_tail"] == metrics["tail_tail"]["accuracy"]
 
 
 def test_best_is_marked_by_what_is_printed_and_published_rows_stay_out() -> None:
     rows = [{"x": 0.5001}, {"x": 0.5002}, {"x": 0.4}, {"x": 0.9, "mark": "published"}]
-    sheet = Sheet("s", "s", [Column("x", "x", "percent", "high")], rows, marks={"published": "published"})
-    assert sheet.best_rows(sheet.columns[0]) == {0, 1}
-    assert to_markdown([sheet]).count("**50.0**") == 2
+    table = ReportTable(
+        "s", "s", [Column("x", "x", "percent", "high")], rows, marks={"published": "published"}
+    )
+    assert table.best_rows(table.columns[0]) == {0, 1}
+    assert to_markdown([table]).count("**50.0**") == 2
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])
@@ -140,38 +136,34 @@ def test_no_table_is_wider_than_the_terminal(run_dir: Path, width: int) -> None:
 
 
 def test_all_models_have_the_same_p_groups(run_dir: Path) -> None:
-    """The ensemble's row comes from its metrics, the others from the classes' accuracies: the same definition."""
+    """Every row has as many classes and images in each group as the ensemble's."""
     results = read_results(run_dir)
-    from_classes = _estimates(
-        results, [row["adjusted"] for row in results.per_class], [row["n_test"] for row in results.per_class]
-    )
-    for key, cell in metrics_cells(results.metrics).items():
-        assert from_classes[key].n == cell.n
-        assert from_classes[key].classes == cell.classes
-        for name in ("value", "low", "high"):
-            assert getattr(from_classes[key], name) == pytest.approx(getattr(cell, name), abs=1e-12)
+    ensemble = group_estimates(results.metrics)
+    for row in groups_table(results).rows:
+        for key, cell in ensemble.items():
+            assert (row[key].n, row[key].classes) == (cell.n, cell.classes)
 
 
 def test_published_rows_stand_beside_ours_for_a_benchmark_only(run_dir: Path) -> None:
     results = read_results(run_dir)
-    assert not any(row.get("mark") for row in methods_sheet(results).rows)
+    assert not any(row.get("mark") for row in methods_table(results).rows)
     counts = {**results.classes.counts, "train": [116] * 999 + [115_846 - 116 * 999]}
     classes = replace(results.classes, names=[str(index) for index in range(1000)], counts=counts)
-    sheet = methods_sheet(replace(results, classes=classes))
-    published = [row for row in sheet.rows if row.get("mark") == "published"]
+    table = methods_table(replace(results, classes=classes))
+    published = [row for row in table.rows if row.get("mark") == "published"]
     assert {row["label"]: row["overall"] for row in published}[
         "backdoor adjustment, M = 3, 10 epochs"
     ] == 0.7957
-    assert sheet.marks == {"published": "published for ImageNet-LT"}
-    assert "published for ImageNet-LT" in to_latex([sheet])
+    assert table.marks == {"published": "published for ImageNet-LT"}
+    assert "published for ImageNet-LT" in to_latex([table])
     held_out = {"train": [115] * 1000, "val": [0] * 154 + [1] * 846, "test": counts["test"]}
-    smaller = methods_sheet(replace(results, classes=replace(classes, counts=held_out)))
+    smaller = methods_table(replace(results, classes=replace(classes, counts=held_out)))
     assert smaller.marks["published"].endswith("trained on all of train (here val is held out of it)")
 
 
 def test_members_say_what_they_cost(run_dir: Path) -> None:
-    sheet = members_sheet(read_results(run_dir))
-    assert [row["trained"] for row in sheet.rows] == [4567] * 3
-    assert [column.key for column in sheet.columns] == [
+    table = members_table(read_results(run_dir))
+    assert [row["trained"] for row in table.rows] == [4567] * 3
+    assert [column.key for column in table.columns] == [
         "member", "backbone", "parameters", "trained", "seed", "seconds", "speed", "loss", "weight", "overall",
     ]  # fmt: skip

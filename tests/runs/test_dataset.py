@@ -11,7 +11,8 @@ from dualtail.errors import RecipeError
 from dualtail.runs.dataset import build_manifest, evaluation_split, find_problems, prior_sample
 from dualtail.runs.members import plan_backbones, plan_members
 from dualtail.runs.pipeline import run_pipeline
-from dualtail.runs.recipe import Data, LongTail, parse_recipe
+from dualtail.runs.recipe import Data, LongTail
+from dualtail.runs.recipe_file import parse_recipe
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualtail.errors import RecipeError
-from dualtail.runs.recipe import apply_override, dump_recipe, parse_recipe, read_recipe
+from dualtail.engine.settings import FinetuneSettings, TrainingChoices
+from dualtail.errors import InputError, RecipeError
+from dualtail.runs.recipe_file import apply_override, dump_recipe, parse_recipe, read_recipe
+from dualtail.runs.stages.finetune import finetune_settings
 
 MINIMAL = {"name": "birds", "data": {"root": "/data"}, "members": [{"backbone": "timm:vit_tiny"}]}
 
@@ -51,6 +53,14 @@ def test_a_resolved_recipe_reads_back_equal(tmp_path: Path):
             "recipe: unknown key members.0.weight; did you mean members.0.weights?",
         ),
         ({**MINIMAL, "seed": "0"}, "recipe: seed is '0'; it should be an integer"),
+        (
+            {**MINIMAL, "finetune": {"precision": "bf16"}},
+            "recipe: finetune.precision is called runtime.precision now; move it there",
+        ),
+        (
+            {**MINIMAL, "finetune": {"warmup_epochs": 11}},
+            "recipe: finetune: warmup_epochs (11) must not exceed epochs (10)",
+        ),
         (
             {**MINIMAL, "finetune": {"epochs": 0}},
             "recipe: finetune.epochs is 0; it should be greater than 0",
@@ -167,3 +177,34 @@ def test_an_override_sets_its_key_and_nothing_else(key: str, value: str):
 
 def test_scientific_notation_is_a_number():
     assert apply_override(MINIMAL, "finetune.learning_rate=1e-3")["finetune"]["learning_rate"] == 0.001
+
+
+OTHER_CHOICES = {
+    "epochs": 3, "accumulation": 2, "optimizer": "adamw", "learning_rate": 0.5, "momentum": 0.5, "weight_decay": 0.1,
+    "schedule": "constant", "schedule_step": "step", "warmup_epochs": 1.0, "gradient_clip": 2.0, "ema_decay": 0.5,
+    "mixup": 0.1, "cutmix": 0.2, "keep": "best", "compile": True,
+}  # fmt: skip
+
+
+def test_every_choice_of_training_reaches_the_engine():
+    assert OTHER_CHOICES.keys() == TrainingChoices.model_fields.keys()
+    assert all(TrainingChoices.model_fields[key].default != value for key, value in OTHER_CHOICES.items())
+    runtime = {"precision": "bf16", "checkpoint_minutes": 7.0}
+    settings = finetune_settings(
+        parse_recipe({**MINIMAL, "finetune": OTHER_CHOICES, "runtime": runtime}), seed=4
+    )
+    expected = {**OTHER_CHOICES, **runtime, "seed": 4}
+    assert {key: getattr(settings, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0])
+@pytest.mark.parametrize("ema_decay", [0.0, 1.0])
+def test_recipe_and_engine_refuse_the_same_values(momentum: float, ema_decay: float):
+    for choice in ({"momentum": momentum}, {"ema_decay": ema_decay}):
+        with pytest.raises(RecipeError) as of_recipe:
+            parse_recipe({**MINIMAL, "finetune": choice})
+        with pytest.raises(InputError) as of_engine:
+            FinetuneSettings(**choice)
+        assert str(of_recipe.value).removeprefix("recipe: finetune.") == str(of_engine.value).removeprefix(
+            "settings: "
+        )

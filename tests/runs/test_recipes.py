@@ -8,7 +8,7 @@ import pytest
 
 from dualtail.runs.choices import find_choice_faults
 from dualtail.runs.members import plan_members
-from dualtail.runs.recipe import read_recipe
+from dualtail.runs.recipe_file import read_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 BENCHMARKS = {"imagenet_lt", "places_lt", "inaturalist2018", "cifar10_lt", "cifar100_lt"}

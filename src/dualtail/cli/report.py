@@ -52,14 +52,14 @@ def report(
     Several runs are compared with the first.
     """
     if format_ is not None:
-        from dualtail.report.files import write_tables
+        from dualtail.report.export import write_tables
 
         write_tables(runs, format_.value, out, table or [])
         return
     if table:
         raise typer.BadParameter("chooses among the tables that --format writes", param_hint="--table")
-    from dualtail.report.comparison import print_runs
     from dualtail.report.page import write_page
+    from dualtail.report.terminal import print_runs
 
     print_runs(runs)
-    print(f"\nreport: {write_page(runs, out or runs[0] / 'report.html', images=images)}")
+    print(f"\nreport: {write_page(runs, out, images=images)}")

@@ -37,18 +37,18 @@ def run(
     Stop it with Ctrl-C whenever you like: the same command goes on where it was.
     """
     from dualtail.cli.console import ConsoleObserver
-    from dualtail.engine.launch import process_rank
+    from dualtail.process_group import ProcessGroup
     from dualtail.report.page import write_page
-    from dualtail.report.tables import print_run
+    from dualtail.report.terminal import print_runs
     from dualtail.runs.pipeline import run_pipeline
-    from dualtail.runs.recipe import read_recipe
+    from dualtail.runs.recipe_file import read_recipe
 
     observer = ConsoleObserver(quiet)
     try:
         finished = run_pipeline(read_recipe(recipe, set_ or []), out, update=update, observer=observer)
     finally:
         observer.close()
-    if process_rank()[0] > 0:
+    if not ProcessGroup.launched().leads:
         return  # of several processes the first one speaks
-    print_run(finished.root)
-    print(f"\nreport: {write_page([finished.root], finished.root / 'report.html')}")
+    print_runs([finished.root])
+    print(f"\nreport: {write_page([finished.root], finished.report)}")

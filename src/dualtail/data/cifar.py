@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dualtail.data.folders import about_folder, fill_folder
+from dualtail.data.filled_folder import about_folder, fill_folder
 from dualtail.data.longtail import long_tail_counts
 from dualtail.data.manifest import Manifest
 from dualtail.errors import DataError, InputError

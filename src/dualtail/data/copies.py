@@ -10,6 +10,7 @@ from PIL import Image
 
 from dualtail.data.images import decode_image
 from dualtail.errors import DataError
+from dualtail.files import atomic_path
 
 # Below this many times the side that is needed, a copy would save too little to be worth its space.
 WORTHWHILE = 1.5
@@ -25,7 +26,7 @@ class SmallCopies:
 
     Args:
         folder: where the copies lie; made if absent.
-        min_side: the shorter side that the transforms need, see `Transform`.
+        min_side: the shorter side that the transforms need, see ``Transform``.
     """
 
     def __init__(self, folder: str | Path, min_side: int) -> None:
@@ -34,7 +35,7 @@ class SmallCopies:
         self._small: set[str] = set()  # images that need no copy, so that their size is looked up once
 
     def decode(self, path: str) -> Image.Image:
-        """Return the image, or its copy, as RGB; see `decode_image`.
+        """Return the image, or its copy, as RGB; see ``decode_image``.
 
         Raises:
             DataError: the image cannot be decoded, or the copy cannot be written.
@@ -74,13 +75,10 @@ class SmallCopies:
             max(self.min_side, round(image.width * scale)),
             max(self.min_side, round(image.height * scale)),
         )
-        partial = copy.with_name(f".{copy.name}.{os.getpid()}")
         try:
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            image.resize(size, Image.Resampling.LANCZOS).save(partial, "JPEG", **_JPEG)
-            os.replace(partial, copy)
+            with atomic_path(copy) as temporary:
+                image.resize(size, Image.Resampling.LANCZOS).save(temporary, "JPEG", **_JPEG)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise DataError(
                 f"cannot write a copy of an image: {error.strerror}",
                 where=str(self.folder),

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dualtail.data.folder import read_folder
-from dualtail.data.folders import fill_folder
+from dualtail.data.filled_folder import fill_folder
+from dualtail.data.image_folder import read_folder
 from dualtail.data.longtail import long_tail_counts
 from dualtail.data.manifest import Manifest
 from dualtail.errors import InputError

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from dualtail.data.manifest import Manifest, nearest_fix
+from dualtail.data.benchmark_counts import INATURALIST_2018, verified
+from dualtail.data.manifest import Manifest
 from dualtail.data.problems import DataFaults, Problem
-from dualtail.data.published import INATURALIST_2018, verified
-from dualtail.errors import DataError
+from dualtail.errors import DataError, check_choice
 
 LEVELS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
 SOURCE = "the files are linked from github.com/visipedia/inat_comp/tree/master/2018"
@@ -44,17 +44,14 @@ def read_inaturalist_2018(
         train: annotations of the training images; relative to ``root`` or absolute, as the other files.
         test: annotations of the validation images.
         categories: the categories with their taxonomy; None for the names in ``train``.
-        level: one of `LEVELS`.
+        level: one of ``LEVELS``.
         verify: refuse counts other than the published ones (of species; other levels are merged from them).
 
     Raises:
         DataError: a file is missing or of another format, or the level does not exist.
         DataFaults: annotations of images or categories that do not exist, or counts other than the published.
     """
-    if level not in LEVELS:
-        raise DataError(
-            f"there is no level {level!r}", fix=nearest_fix(level, LEVELS, f"use one of {', '.join(LEVELS)}")
-        )
+    check_choice("level", level, LEVELS, error=DataError)
     root = Path(root)
     sources = {"train": root / Path(train).expanduser(), "test": root / Path(test).expanduser()}
     contents = {split: _load(source, dict) for split, source in sources.items()}
@@ -68,10 +65,10 @@ def read_inaturalist_2018(
     splits: list[str] = []
     problems: list[Problem] = []
     for split, source in sources.items():
-        found, ids, faults = _annotated(contents[split], len(by_id), source)
-        paths += found
+        images, ids, faults = _annotated(contents[split], len(by_id), source)
+        paths += images
         species += ids
-        splits += [split] * len(found)
+        splits += [split] * len(images)
         problems += faults
     if problems:
         raise DataFaults(problems)

@@ -51,12 +51,12 @@ def read_list_files(
     problems: list[Problem] = []
     for split, file in files.items():
         source = Path(root) / Path(file).expanduser()
-        found, values, faults = _read_list(source)
+        listed, values, faults = _read_list(source)
         ids, unknown = label_ids(values, class_names, str(source), "line")
         problems += faults or unknown  # a broken line shifts the count, so its list is mended first
-        paths += [relative_to_root(path, root) for path in found]
+        paths += [relative_to_root(path, root) for path in listed]
         labels.append(ids)
-        splits += [split] * len(found)
+        splits += [split] * len(listed)
     if problems:
         raise DataFaults(problems)
     return tuple(paths), np.concatenate(labels), np.array(splits, dtype="<U5")

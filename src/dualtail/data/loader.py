@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dualtail.data.copies import SmallCopies
 from dualtail.data.images import decode_image
 from dualtail.data.manifest import Manifest
-from dualtail.data.samplers import epoch_order, sampling_prob
+from dualtail.data.samplers import SAMPLINGS, epoch_order
 from dualtail.data.transforms import Transform
-from dualtail.errors import DataError, InputError
+from dualtail.errors import DataError, InputError, check_choice
+from dualtail.process_group import ProcessGroup
 
 OnBadImage = Literal["error", "skip"]
 
@@ -36,7 +37,7 @@ class Batch:
             ``(B, 3, S, S)``, or ``(B, K, 3, S, S)`` for ``K`` crops.
         labels: int64 ``(B,)``.
         index: int64 ``(B,)``, the row of each image in the manifest that the loader was made from.
-        total: number of samples of this batch over all ranks (``B`` for a single one).
+        total: number of samples of this batch over all processes (``B`` for a single one).
         skipped: ids of the images of this batch that could not be read, if ``on_bad_image="skip"``.
     """
 
@@ -60,7 +61,7 @@ class Batch:
         return replace(self, images=pinned, labels=self.labels.pin_memory(), index=self.index.pin_memory())
 
 
-class Draws(NamedTuple):
+class BatchIndices(NamedTuple):
     """What a worker is asked for: rows, with what the randomness of each depends on."""
 
     rows: np.ndarray
@@ -71,7 +72,7 @@ class Draws(NamedTuple):
 
 
 class ImageDataset(Dataset):
-    """Decodes and transforms a batch at a time: ``dataset[draws]`` is a `Batch`, or the error that prevents it.
+    """Decodes and transforms a batch at a time: ``dataset[indices]`` is a ``Batch``, or the error that prevents it.
 
     Args:
         manifest: one split.
@@ -79,7 +80,7 @@ class ImageDataset(Dataset):
         seed: of the augmentation.
         on_bad_image: ``"error"``, or ``"skip"`` to leave out images that cannot be read.
         fast_decode: let the JPEG decoder halve images far larger than the transforms need.
-        cache: a folder for smaller copies of such images, see `SmallCopies`.
+        cache: a folder for smaller copies of such images, see ``SmallCopies``.
     """
 
     def __init__(
@@ -92,8 +93,7 @@ class ImageDataset(Dataset):
         fast_decode: bool = False,
         cache: str | Path | None = None,
     ) -> None:
-        if on_bad_image not in ("error", "skip"):
-            raise InputError(f"on_bad_image is {on_bad_image!r}", fix="use error or skip")
+        check_choice("on_bad_image", on_bad_image, ("error", "skip"))
         self.manifest = manifest
         self.keyed = isinstance(transforms, Mapping)
         self.transforms: dict[str, Transform] = (
@@ -110,11 +110,11 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.manifest)
 
-    def __getitem__(self, draws: Draws) -> Batch | DataError:
+    def __getitem__(self, indices: BatchIndices) -> Batch | DataError:
         crops: dict[str, list[Tensor]] = {key: [] for key in self.transforms}
         rows, skipped = [], []
         with torch.random.fork_rng(devices=[]):
-            for row, position in zip(draws.rows.tolist(), draws.positions.tolist(), strict=True):
+            for row, position in zip(indices.rows.tolist(), indices.positions.tolist(), strict=True):
                 try:
                     image = self._decode(self.manifest.file(row))
                 except DataError as error:
@@ -123,14 +123,14 @@ class ImageDataset(Dataset):
                     skipped.append(self.manifest.paths[row])
                     continue
                 for key, transform in self.transforms.items():
-                    torch.default_generator.manual_seed(sample_seed(self.seed, draws.epoch, position))
-                    crops[key].append(transform(image, draws.progress))
+                    torch.default_generator.manual_seed(sample_seed(self.seed, indices.epoch, position))
+                    crops[key].append(transform(image, indices.progress))
                 rows.append(row)
         index = torch.tensor(rows, dtype=torch.int64)
         stacked = {key: torch.stack(value) for key, value in crops.items()} if rows else {}
         images = stacked if self.keyed else stacked.get("", torch.empty(0, dtype=torch.uint8))
         labels = torch.from_numpy(self.manifest.labels[rows])
-        return Batch(images, labels, index, draws.total, tuple(skipped))
+        return Batch(images, labels, index, indices.total, tuple(skipped))
 
     def _decode(self, path: str) -> Image.Image:
         return decode_image(path, self.min_side) if self.copies is None else self.copies.decode(path)
@@ -142,26 +142,29 @@ def sample_seed(seed: int, epoch: int, position: int) -> int:
 
 
 class Plan(Sampler):
-    """The batches of an epoch for one rank; the loader's workers are sent whole batches of rows.
+    """The batches of an epoch for one process; the loader's workers are sent whole batches of rows.
 
-    The global batch is cut among the ranks, so that any number of processes sees the same global batches.
+    The global batch is cut among the processes, so that any number of them sees the same global batches.
+
+    Args:
+        size: number of images.
+        batch_size: images of a batch: over all processes for training, of each process for evaluation.
+        group: the processes that share the epoch.
     """
 
-    def __init__(self, size: int, batch_size: int, rank: int, world_size: int) -> None:
+    def __init__(self, size: int, batch_size: int, group: ProcessGroup) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}", fix="give at least 1")
-        if not 0 <= rank < world_size:
-            raise InputError(f"rank {rank} of {world_size} does not exist", fix="count ranks from 0")
-        self.size, self.batch_size, self.rank, self.world_size = size, batch_size, rank, world_size
+        self.size, self.batch_size, self.group = size, batch_size, group
         self.epoch = self.skip_batches = 0
 
     def order(self) -> np.ndarray:
-        """Return the rows of the epoch, over all ranks."""
+        """Return the rows of the epoch, over all processes, int64 ``(N,)``."""
         raise NotImplementedError
 
     @cached_property
     def shares(self) -> list[tuple[np.ndarray, int]]:
-        """Return, for every batch of this rank, positions in the epoch's order and the global batch's size."""
+        """Return, for every batch of this process, positions in the epoch's order and the global batch's size."""
         raise NotImplementedError
 
     @property
@@ -169,17 +172,17 @@ class Plan(Sampler):
         """Progress of the training in [0, 1]."""
         return 0.0
 
-    def __iter__(self) -> Iterator[Draws]:
+    def __iter__(self) -> Iterator[BatchIndices]:
         order = self.order()
         for positions, total in self.shares[self.skip_batches :]:
-            yield Draws(order[positions % len(order)], positions, self.epoch, self.progress, total)
+            yield BatchIndices(order[positions % len(order)], positions, self.epoch, self.progress, total)
 
     def __len__(self) -> int:
         return len(self.shares)
 
 
 class TrainPlan(Plan):
-    """Shuffled and re-sampled batches; every rank has equally many."""
+    """Shuffled and re-sampled batches; every process has equally many."""
 
     def __init__(
         self,
@@ -189,20 +192,19 @@ class TrainPlan(Plan):
         epochs: int,
         seed: int,
         batch_size: int,
-        rank: int,
-        world_size: int,
+        group: ProcessGroup,
         drop_last: bool,
     ) -> None:
-        super().__init__(len(labels), batch_size, rank, world_size)
-        if batch_size < world_size:
+        super().__init__(len(labels), batch_size, group)
+        if batch_size < group.size:
             raise InputError(
-                f"batch_size {batch_size} is less than the {world_size} processes", fix="make it larger"
+                f"batch_size {batch_size} is less than the {group.size} processes", fix="make it larger"
             )
         self.labels, self.num_classes, self.sampling = labels, num_classes, sampling
         self.epochs, self.seed, self.drop_last = epochs, seed, drop_last
 
     def order(self) -> np.ndarray:
-        """Return the rows of the epoch, over all ranks."""
+        """Return the rows of the epoch, over all processes, int64 ``(N,)``."""
         return epoch_order(
             self.labels, self.num_classes, self.sampling, seed=self.seed, epoch=self.epoch, epochs=self.epochs
         )
@@ -214,21 +216,21 @@ class TrainPlan(Plan):
 
     @cached_property
     def shares(self) -> list[tuple[np.ndarray, int]]:
-        """Return, for every batch of this rank, positions in the epoch's order and the global batch's size."""
+        """Return, for every batch of this process, positions in the epoch's order and the global batch's size."""
         shares = []
         for start in range(0, self.size, self.batch_size):
             stop = min(start + self.batch_size, self.size)
             if self.drop_last and stop - start < self.batch_size and start:
                 break
-            # A last batch with less than a sample a rank is filled up from the epoch's start: a rank without
-            # any would leave the others waiting for its gradients.
-            positions = np.arange(start, max(stop, start + self.world_size))
-            shares.append((positions[self.rank :: self.world_size], len(positions)))
+            # A last batch with less than a sample a process is filled up from the epoch's start: a process
+            # without any would leave the others waiting for its gradients.
+            positions = np.arange(start, max(stop, start + self.group.size))
+            shares.append((positions[self.group.rank :: self.group.size], len(positions)))
         return shares
 
 
 class EvalPlan(Plan):
-    """Every row once, in order; each rank has one stretch of them."""
+    """Every row once, in order; each process has one stretch of them."""
 
     def order(self) -> np.ndarray:
         """Return all rows."""
@@ -236,16 +238,16 @@ class EvalPlan(Plan):
 
     @cached_property
     def shares(self) -> list[tuple[np.ndarray, int]]:
-        """Return, for every batch of this rank, positions in the epoch's order and the batch's size."""
-        mine = np.array_split(np.arange(self.size), self.world_size)[self.rank]
+        """Return, for every batch of this process, positions in the epoch's order and the batch's size."""
+        mine = np.array_split(np.arange(self.size), self.group.size)[self.group.rank]
         batches = [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]
         return [(batch, len(batch)) for batch in batches]
 
 
 class Loader:
-    """Iterates over `Batch`; made by `train_loader` and `eval_loader`.
+    """Iterates over ``Batch``; made by ``train_loader`` and ``eval_loader``.
 
-    Iterating twice without `set_epoch` gives the same batches twice. Worker processes are kept between epochs.
+    Iterating twice without ``set_epoch`` gives the same batches twice. Worker processes are kept between epochs.
     """
 
     def __init__(self, dataset: ImageDataset, plan: Plan, workers: int | None) -> None:
@@ -268,22 +270,22 @@ class Loader:
         )
 
     def __len__(self) -> int:
-        """Return the number of batches of a whole epoch, for this rank."""
+        """Return the number of batches of a whole epoch, for this process."""
         return len(self.plan)
 
     @property
     def num_samples(self) -> int:
-        """Number of images, over all ranks."""
+        """Number of images, over all processes."""
         return len(self.dataset)
 
     @property
     def batch_size(self) -> int:
-        """Number of images of a full batch: over all ranks for training, of each rank for evaluation."""
+        """Number of images of a full batch: over all processes for training, of each for evaluation."""
         return self.plan.batch_size
 
     @property
     def skipped(self) -> tuple[str, ...]:
-        """Ids of the images met so far (by this rank) that could not be read."""
+        """Ids of the images met so far (by this process) that could not be read."""
         return tuple(self._skipped)
 
     def set_epoch(self, epoch: int, skip_batches: int = 0) -> None:
@@ -305,8 +307,8 @@ class Loader:
             self._skipped.update(dict.fromkeys(batch.skipped))
             if len(batch.index):
                 yield batch
-            elif isinstance(self.plan, TrainPlan) and self.plan.world_size > 1:
-                # Going on with one batch less than the other ranks would leave them waiting for ever.
+            elif isinstance(self.plan, TrainPlan) and self.plan.group.size > 1:
+                # Going on with one batch less than the other processes would leave them waiting for ever.
                 raise DataError(
                     "none of a batch's images could be read",
                     where=batch.skipped[0],
@@ -327,38 +329,36 @@ def train_loader(
     fast_decode: bool = True,
     cache: str | Path | None = None,
     drop_last: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
+    group: ProcessGroup = ProcessGroup(),
 ) -> Loader:
     """Return shuffled, augmented batches of a training split.
 
     Args:
         manifest: the training images, as of ``manifest.split("train")``.
-        transform: see `train_transform`.
-        batch_size: images of a batch, over all ranks.
+        transform: see ``build_augmentation``.
+        batch_size: images of a batch, over all processes.
         seed: of order and augmentation.
-        sampling: one of `SAMPLINGS`, see `epoch_order`.
+        sampling: one of ``SAMPLINGS``, see ``epoch_order``.
         epochs: length of the training, which progressive sampling and the minimalist crop depend on.
         workers: processes that decode; 0 decodes in this one, None takes one a core, at most 8.
         on_bad_image: ``"error"`` stops at an image that cannot be read; ``"skip"`` leaves it out and lists it in
             ``loader.skipped``.
         fast_decode: let the JPEG decoder halve photographs far larger than the crop needs.
-        cache: a folder for smaller copies of such photographs, made in the first epoch (`SmallCopies`); pays where
+        cache: a folder for smaller copies of such photographs, made in the first epoch (``SmallCopies``); pays where
             decoding them takes longer than training.
         drop_last: leave out a last batch that is not full.
-        rank: this process, from 0.
-        world_size: number of processes.
+        group: the processes that share each batch.
 
     Raises:
         InputError: an option that does not exist or a value out of range.
         DataError: no image, or (while iterating) an image that cannot be read.
     """
     _require_images(manifest)
-    sampling_prob(manifest.counts(None), sampling)  # refuses an unknown name now, not in the first epoch
+    check_choice("sampling", sampling, SAMPLINGS)  # now, not in the first epoch
     if epochs < 1:
         raise InputError(f"epochs is {epochs}", fix="give at least 1")
     plan = TrainPlan(
-        manifest.labels, manifest.num_classes, sampling, epochs, seed, batch_size, rank, world_size, drop_last
+        manifest.labels, manifest.num_classes, sampling, epochs, seed, batch_size, group, drop_last
     )
     dataset = ImageDataset(
         manifest, transform, seed=seed, on_bad_image=on_bad_image, fast_decode=fast_decode, cache=cache
@@ -375,30 +375,28 @@ def eval_loader(
     on_bad_image: OnBadImage = "error",
     fast_decode: bool = False,
     cache: str | Path | None = None,
-    rank: int = 0,
-    world_size: int = 1,
+    group: ProcessGroup = ProcessGroup(),
 ) -> Loader:
     """Return batches of every image once, in order, each decoded once for all transforms.
 
-    ``batch.index`` says which row of ``manifest`` each image is: with skipped images or several ranks, results
-    are put in place by it.
+    ``batch.index`` says which row of ``manifest`` each image is: with skipped images or several processes,
+    results are put in place by it.
 
     Args:
         manifest: the images of one split.
-        transforms: key to transform, see `eval_transform`; members with the same ``transform.key`` share one.
-        batch_size: images of a batch, for each rank.
-        workers: see `train_loader`.
-        on_bad_image: see `train_loader`.
-        fast_decode: see `train_loader`; off, so that logits do not depend on it.
-        cache: see `train_loader`; likewise.
-        rank: this process, from 0; it gets its own stretch of the rows, none twice and none lost.
-        world_size: number of processes.
+        transforms: key to transform, see ``eval_transform``; members with the same ``transform.key`` share one.
+        batch_size: images of a batch, for each process.
+        workers: see ``train_loader``.
+        on_bad_image: see ``train_loader``.
+        fast_decode: see ``train_loader``; off, so that logits do not depend on it.
+        cache: see ``train_loader``; likewise.
+        group: the processes that share the rows; each gets its own stretch, none twice and none lost.
     """
     _require_images(manifest)
     dataset = ImageDataset(
         manifest, transforms, on_bad_image=on_bad_image, fast_decode=fast_decode, cache=cache
     )
-    return Loader(dataset, EvalPlan(len(manifest), batch_size, rank, world_size), workers)
+    return Loader(dataset, EvalPlan(len(manifest), batch_size, group), workers)
 
 
 def default_workers() -> int:

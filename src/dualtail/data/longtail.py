@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from dualtail.data.manifest import Manifest
-from dualtail.errors import DataError, InputError
+from dualtail.errors import DataError, InputError, check_choice
 
 Profile = Literal["exponential", "pareto"]
 PROFILES: tuple[str, ...] = ("exponential", "pareto")
@@ -30,7 +30,7 @@ def long_tail_counts(
         num_classes: ``C``.
         largest: the count of the first class.
         ratio: the imbalance ratio, first count over last, at least 1.
-        profile: one of `PROFILES`.
+        profile: one of ``PROFILES``.
         power: the shape of the Pareto distribution; smaller has a heavier tail.
 
     Returns:
@@ -45,8 +45,7 @@ def long_tail_counts(
         >>> long_tail_counts(5, 500, 100, "pareto").tolist()
         [500, 229, 120, 52, 5]
     """
-    if profile not in PROFILES:
-        raise InputError(f"unknown profile {profile!r}", fix=f"use one of {', '.join(PROFILES)}")
+    check_choice("profile", profile, PROFILES)
     if num_classes < 2 or largest < 1 or not ratio >= 1 or not power > 0:
         raise InputError(
             f"no long tail of {num_classes} classes from {largest} with ratio {ratio} and power {power}",
@@ -82,10 +81,10 @@ def subsample_long_tail(
     Args:
         manifest: the data; its training set should be balanced, or at least rich enough.
         ratio: the imbalance ratio.
-        profile: see `long_tail_counts`.
+        profile: see ``long_tail_counts``.
         seed: of the choice of images and of a random class order.
         largest: count of the most frequent class; by default the most that every class could give.
-        power: see `long_tail_counts`.
+        power: see ``long_tail_counts``.
         class_order: ``"given"``: the first class is the most frequent; ``"random"``: a seeded permutation.
 
     Raises:

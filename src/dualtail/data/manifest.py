@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv, parquet
 
-from dualtail.errors import DataError, InputError, nearest
+from dualtail.errors import DataError, InputError, check_choice
+from dualtail.files import atomic_path
 
 SPLITS = ("train", "val", "test")
 CLASS_NAMES_KEY = b"dualtail.class_names"
@@ -71,9 +72,8 @@ class Manifest:
             )
         if len(self.labels) and (self.labels.min() < 0 or self.labels.max() >= self.num_classes):
             raise InputError(f"a label lies outside 0 to {self.num_classes - 1}")
-        unknown = set(np.unique(self.splits).tolist()) - set(SPLITS)
-        if unknown:
-            raise InputError(f"unknown split {sorted(unknown)[0]!r}", fix=f"use one of {', '.join(SPLITS)}")
+        for name in np.unique(self.splits).tolist():
+            check_choice("split", name, SPLITS)
         if self.group_counts is not None:
             put(self, "group_counts", np.asarray(self.group_counts, dtype=np.int64).reshape(-1))
             if len(self.group_counts) != self.num_classes:
@@ -106,8 +106,7 @@ class Manifest:
 
     def split(self, name: str) -> Manifest:
         """Return the images of one split, in order; empty if it has none."""
-        if name not in SPLITS:
-            raise InputError(f"unknown split {name!r}", fix=f"use one of {', '.join(SPLITS)}")
+        check_choice("split", name, SPLITS)
         return self.select(np.flatnonzero(self.splits == name))
 
     def counts(self, split: str | None = "train") -> np.ndarray:
@@ -168,20 +167,18 @@ class Manifest:
                 "split": pa.array(self.splits.tolist(), pa.string()),
             }
         )
-        partial = path.with_name(f".{path.name}.partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".csv":
-            csv.write_csv(table, partial)
-        elif path.suffix == ".parquet":
-            joined = "\n".join(self.class_names).encode()
-            parquet.write_table(table.replace_schema_metadata({CLASS_NAMES_KEY: joined}), partial)
-        else:
+        if path.suffix not in (".csv", ".parquet"):
             raise DataError(
                 f"cannot write a table with suffix {path.suffix!r}",
                 where=str(path),
                 fix="use .csv or .parquet",
             )
-        os.replace(partial, path)
+        with atomic_path(path) as temporary:
+            if path.suffix == ".csv":
+                csv.write_csv(table, temporary)
+            else:
+                joined = "\n".join(self.class_names).encode()
+                parquet.write_table(table.replace_schema_metadata({CLASS_NAMES_KEY: joined}), temporary)
 
 
 def check_class_names(names: Sequence[str], where: str | None = None) -> None:
@@ -274,12 +271,6 @@ def _in_order_of_ids(value: Mapping[str, Any]) -> tuple[str, ...]:
     if sorted(by_id) != list(range(len(value))):
         raise ValueError(f"the ids are not 0 to {len(value) - 1}")
     return tuple(by_id[index] for index in range(len(by_id)))
-
-
-def nearest_fix(name: str, known: Iterable[str], otherwise: str) -> str:
-    """Return "did you mean ...?" with the nearest known name, or ``otherwise``."""
-    found = nearest(name, list(known))
-    return f"did you mean {found!r}?" if found else otherwise
 
 
 def _file_size(path: str) -> int:

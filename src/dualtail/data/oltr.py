@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dualtail.data.folder import names_of_folders
+from dualtail.data.benchmark_counts import IMAGENET_LT, PLACES_LT, BenchmarkCounts, verified
+from dualtail.data.image_folder import names_of_folders
 from dualtail.data.lists import read_list_files
 from dualtail.data.manifest import Manifest
 from dualtail.data.problems import DataFaults, Problem
-from dualtail.data.published import IMAGENET_LT, PLACES_LT, Published, verified
 from dualtail.errors import DataError
 
 SOURCE = "the lists are linked from github.com/zhmiao/OpenLongTailRecognition-OLTR"
@@ -34,7 +34,7 @@ def read_imagenet_lt(
     Args:
         root: the folder that the paths of the lists start from.
         lists: the folder of the lists; relative to ``root`` or absolute.
-        class_names: see `read_folder`; by default the names that open_clip uses for ImageNet.
+        class_names: see ``read_folder``; by default the names that open_clip uses for ImageNet.
         verify: refuse counts other than the published ones.
 
     Raises:
@@ -59,7 +59,7 @@ def read_places_lt(
     Args:
         root: the folder that the paths of the lists start from.
         lists: the folder of the lists; relative to ``root`` or absolute.
-        class_names: see `read_folder`; by default the folders' names with blanks for underscores, as LIFT has it.
+        class_names: see ``read_folder``; by default the folders' names with blanks for underscores, as LIFT has it.
         verify: refuse counts other than the published ones.
 
     Raises:
@@ -79,7 +79,9 @@ def imagenet_names() -> tuple[str, ...]:
     return tuple(_IMAGENET_TWINS.get(index, name) for index, name in enumerate(IMAGENET_CLASSNAMES))
 
 
-def _read(root: Path, lists: str, name: str, published: Published | None) -> tuple[Manifest, tuple[str, ...]]:
+def _read(
+    root: Path, lists: str, name: str, published: BenchmarkCounts | None
+) -> tuple[Manifest, tuple[str, ...]]:
     """Return the manifest with class folders for names, and these folders."""
     folder = Path(root) / Path(lists).expanduser()
     files = {split: folder / f"{name}_{split}.txt" for split in ("train", "val", "test")}

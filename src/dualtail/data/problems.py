@@ -51,7 +51,7 @@ class DataFaults(DataError):
 
 
 def raise_errors(problems: Sequence[Problem]) -> None:
-    """Raise `DataFaults` with the problems of severity ``"error"``, if there is one."""
+    """Raise ``DataFaults`` with the problems of severity ``"error"``, if there is one."""
     errors = [problem for problem in problems if problem.severity == "error"]
     if errors:
         raise DataFaults(errors)

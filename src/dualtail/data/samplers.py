@@ -4,42 +4,50 @@ from __future__ import annotations
 
 import numpy as np
 
-from dualtail.errors import InputError, nearest
+from dualtail.errors import InputError, check_choice
 
 SAMPLINGS = ("instance", "class_balanced", "square_root", "progressive")
 
 
-def sampling_prob(counts: np.ndarray, sampling: str, progress: float = 0.0) -> np.ndarray:
-    """Return how often each class is drawn, ``(C,)`` summing to 1 (Kang et al., ICLR 2020, arXiv 1910.09217).
+def sampled_counts(sampling: str, counts: np.ndarray, epoch: int = 0, epochs: int = 1) -> np.ndarray:
+    """Return what a class's draws of one epoch are proportional to, float64 ``(C,)``.
 
-    ``p_j ~ n_j ** q`` with q = 1 (``"instance"``: as in the data), 0 (``"class_balanced"``) or 1/2
-    (``"square_root"``); ``"progressive"`` is ``(1 - t) instance + t class_balanced`` with ``t`` the progress.
-    A class without an image is never drawn.
+    ``n_j ** q`` with q = 1 (``"instance"``: the counts themselves), 0 (``"class_balanced"``) or 1/2
+    (``"square_root"``). ``"progressive"`` is ``(1 - t) n_j / N + t / C`` with ``t = epoch / epochs``, ``N`` images and
+    ``C`` classes that have some: the first epoch is as in the data, and even the last is not quite balanced. A class
+    without an image is never drawn.
+
+    Args:
+        sampling: one of ``SAMPLINGS``.
+        counts: images of each class, ``(C,)``.
+        epoch: which epoch, from 0.
+        epochs: how many there are.
+
+    Raises:
+        InputError: an unknown sampling, or no image at all.
+
+    Source:
+        Kang et al., Decoupling representation and classifier, ICLR 2020 (arXiv 1910.09217).
 
     Example:
-        >>> sampling_prob(np.array([90, 10]), "square_root").round(3).tolist()
-        [0.75, 0.25]
-        >>> sampling_prob(np.array([90, 10]), "progressive", progress=0.5).round(3).tolist()
+        >>> sampled_counts("square_root", np.array([81, 9])).tolist()
+        [9.0, 3.0]
+        >>> sampled_counts("progressive", np.array([90, 10]), epoch=1, epochs=2).round(3).tolist()
         [0.7, 0.3]
     """
-    if sampling not in SAMPLINGS:
-        found = nearest(sampling, SAMPLINGS)
-        raise InputError(
-            f"there is no sampling {sampling!r}",
-            fix=f"did you mean {found!r}?" if found else f"use one of {', '.join(SAMPLINGS)}",
-        )
-    counts = np.asarray(counts, dtype=np.float64)
+    check_choice("sampling", sampling, SAMPLINGS)
+    counts = np.array(counts, dtype=np.float64)
     if not counts.sum() > 0:
         raise InputError("no class has an image to draw")
-    instance = counts / counts.sum()
-    balanced = (counts > 0) / np.count_nonzero(counts)
     if sampling == "instance":
-        return instance
-    if sampling == "class_balanced":
-        return balanced
+        return counts
     if sampling == "square_root":
-        return np.sqrt(counts) / np.sqrt(counts).sum()
-    return (1 - progress) * instance + progress * balanced
+        return np.sqrt(counts)
+    present = (counts > 0).astype(np.float64)
+    if sampling == "class_balanced":
+        return present
+    progress = epoch / epochs
+    return (1 - progress) * (counts / counts.sum()) + progress * (present / present.sum())
 
 
 def epoch_order(
@@ -60,10 +68,10 @@ def epoch_order(
     Args:
         labels: class of each image, ``(N,)``.
         num_classes: ``C``.
-        sampling: one of `SAMPLINGS`.
+        sampling: one of ``SAMPLINGS``.
         seed: of the whole training.
         epoch: which epoch, from 0.
-        epochs: how many there are; ``"progressive"`` moves with ``t = epoch / epochs``.
+        epochs: how many there are; see ``sampled_counts``.
 
     Example:
         >>> labels = np.array([0] * 8 + [1] * 2)
@@ -76,7 +84,8 @@ def epoch_order(
     if sampling == "instance":
         return rng.permutation(len(labels))
     counts = np.bincount(labels, minlength=num_classes)
-    prob = sampling_prob(counts, sampling, epoch / epochs)
+    prob = sampled_counts(sampling, counts, epoch, epochs)
+    prob /= prob.sum()
     # Systematic rounding: one random offset, so that each share is met within one draw.
     edges = np.floor(np.concatenate([[0.0], np.cumsum(prob)]) * len(labels) + rng.random())
     edges[-1] = edges[0] + len(labels)

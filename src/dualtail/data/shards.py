@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from dualtail.data.folders import about_folder, fill_folder
+from dualtail.data.filled_folder import about_folder, fill_folder
 from dualtail.data.images import IMAGE_SUFFIXES
 from dualtail.data.manifest import Manifest, read_class_names
 from dualtail.data.problems import DataFaults
@@ -74,7 +74,7 @@ def read_hugging_face(
         test: name of its test split, None if it has none.
         image_column: column with the images.
         label_column: column with the labels.
-        class_names: see `read_class_names`; by default those that the files state.
+        class_names: see ``read_class_names``; by default those that the files state.
         images: the folder to unpack to; relative to ``root`` or absolute.
 
     Raises:
@@ -113,7 +113,7 @@ def read_webdataset(
         train: the training shards as a pattern, such as ``"train-*.tar"`` or ``"train-{000..063}.tar"``.
         val: the validation shards.
         test: the test shards.
-        class_names: see `read_class_names`; by default the sorted labels, or the numbers up to the largest id.
+        class_names: see ``read_class_names``; by default the sorted labels, or the numbers up to the largest id.
         label: extension of the files with the labels: text (an id or a name), or ``"json"``.
         json_key: key of the label in a JSON file.
         images: the folder to unpack to; relative to ``root`` or absolute.

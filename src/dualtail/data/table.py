@@ -14,12 +14,11 @@ from dualtail.data.manifest import (
     CLASS_NAMES_KEY,
     SPLITS,
     Manifest,
-    nearest_fix,
     read_class_names,
     relative_to_root,
 )
 from dualtail.data.problems import DataFaults, Problem
-from dualtail.errors import DataError
+from dualtail.errors import DataError, nearest_fix
 
 MAX_SUGGESTIONS = 20
 MAX_ID = 1_000_000  # a label beyond is a misread column, and would make as many classes
@@ -112,9 +111,9 @@ def label_ids(
     problems: list[Problem] = []
     suggestions: dict[str, str] = {}  # a search among all names takes a while, and rows repeat each other
     for row, value in enumerate(values):
-        found = _id_of(value) if as_ids else index_of.get(value, -1)
-        if 0 <= found < size:
-            labels[row] = found
+        label = _id_of(value) if as_ids else index_of.get(value, -1)
+        if 0 <= label < size:
+            labels[row] = label
         elif value:
             if value not in suggestions:
                 searched = not as_ids and len(suggestions) < MAX_SUGGESTIONS

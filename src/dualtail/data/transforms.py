@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
@@ -19,15 +19,17 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from dualtail.errors import InputError, nearest
+from dualtail.errors import InputError, check_choice
 from dualtail.imagespec import ImageSpec
+from dualtail.registry import Registry
 
 CROPS = (1, 5, 10)
+INTERPOLATIONS = ("bicubic", "bilinear")
 SCHEDULES = ("convex", "linear", "concave", "min", "max")
 
 
 class Transform(Protocol):
-    """Image to uint8 tensor."""
+    """From a decoded image to what a model takes; what is random comes from torch's global generator."""
 
     @property
     def min_side(self) -> int:
@@ -112,7 +114,7 @@ class RandomResizedCrop:
     """
 
     size: int
-    interpolation: str
+    interpolation: str = "bicubic"
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
@@ -183,7 +185,7 @@ class MinimalistCrop:
         size: side of the output.
         interpolation: ``"bicubic"`` or ``"bilinear"``, with antialiasing.
         scale: smallest and largest part of the image's area.
-        schedule: one of `SCHEDULES`.
+        schedule: one of ``SCHEDULES``.
         flip: probability of a mirror image, 0 in LIFT+.
 
     Example:
@@ -193,7 +195,7 @@ class MinimalistCrop:
     """
 
     size: int
-    interpolation: str
+    interpolation: str = "bicubic"
     scale: tuple[float, float] = (0.08, 1.0)
     schedule: Literal["convex", "linear", "concave", "min", "max"] = "convex"
     flip: float = 0.0
@@ -201,8 +203,7 @@ class MinimalistCrop:
     def __post_init__(self) -> None:
         _check_common(self.size, self.interpolation, self.flip)
         _check_range("scale", self.scale, 1.0)
-        if self.schedule not in SCHEDULES:
-            raise InputError(f"unknown schedule {self.schedule!r}", fix=f"use one of {', '.join(SCHEDULES)}")
+        check_choice("schedule", self.schedule, SCHEDULES)
 
     @property
     def min_side(self) -> int:
@@ -235,14 +236,18 @@ class MinimalistCrop:
 
 
 def _resize_only(
-    size: int, interpolation: str, resize: int | None = None, flip: float = 0.0, squash: bool = False
+    size: int,
+    interpolation: str = "bicubic",
+    resize: int | None = None,
+    flip: float = 0.0,
+    squash: bool = False,
 ) -> EvalTransform:
     return EvalTransform(size, resize or size, interpolation, flip=flip, squash=squash)
 
 
 def _rand_augmented(
     size: int,
-    interpolation: str,
+    interpolation: str = "bicubic",
     num_ops: int = 2,
     magnitude: int = 9,
     scale: tuple[float, float] = (0.08, 1.0),
@@ -252,64 +257,43 @@ def _rand_augmented(
     return RandomResizedCrop(size, interpolation, scale, ratio, flip, num_ops, magnitude)
 
 
-TRAIN_TRANSFORMS: dict[str, Callable[..., Transform]] = {
-    "random_resized_crop": RandomResizedCrop,
-    "minimalist": MinimalistCrop,
-    "rand_augment": _rand_augmented,
-    "resize": _resize_only,
-}
+AUGMENTATIONS: Registry[Callable[..., Transform]] = Registry(
+    "augmentation",
+    {
+        "random_resized_crop": RandomResizedCrop,
+        "minimalist": MinimalistCrop,
+        "rand_augment": _rand_augmented,
+        "resize": _resize_only,
+    },
+    group="dualtail.augmentations",
+    given=("size",),
+)
+"""What makes a ``Transform`` of training images: ``augmentation(size, **options)``."""
 
 
-def train_transform(spec: ImageSpec, name: str = "random_resized_crop", **options: Any) -> Transform:
+def build_augmentation(spec: ImageSpec, name: str = "random_resized_crop", /, **options: Any) -> Transform:
     """Return the augmentation of the training images.
 
     Args:
-        spec: what the backbone expects; gives size and interpolation.
-        name: one of `TRAIN_TRANSFORMS`: ``"random_resized_crop"`` (LIFT), ``"minimalist"`` (LIFT+),
+        spec: what the backbone expects; gives the size, and the interpolation and ``squash`` of an augmentation that
+            has these options.
+        name: a key of ``AUGMENTATIONS``: ``"random_resized_crop"`` (LIFT), ``"minimalist"`` (LIFT+),
             ``"rand_augment"`` (a random resized crop and RandAugment), ``"resize"`` (none: as at test time).
-        options: the attributes of that transform, such as ``flip=0`` or ``scale=(0.5, 1)``; ``interpolation``
-            and, for ``"resize"``, ``squash`` override the backbone's.
+        **options: the augmentation's own, such as ``flip=0`` or ``scale=(0.5, 1)``; lists become tuples.
 
     Raises:
         InputError: an unknown name or option (with the nearest), or a value out of range.
 
     Example:
-        >>> transform = train_transform(ImageSpec(size=32), flip=0.0)
-        >>> transform(Image.new("RGB", (50, 40))).shape
+        >>> augmentation = build_augmentation(ImageSpec(size=32), flip=0.0)
+        >>> augmentation(Image.new("RGB", (50, 40))).shape
         torch.Size([3, 32, 32])
     """
-    if name not in TRAIN_TRANSFORMS:
-        known = ", ".join(TRAIN_TRANSFORMS)
-        found = nearest(name, list(TRAIN_TRANSFORMS))
-        raise InputError(
-            f"there is no train transform {name!r}",
-            fix=f"did you mean {found!r}?" if found else f"use one of {known}",
-        )
-    build = TRAIN_TRANSFORMS[name]
-    known_options = train_transform_options(name)
-    for option in options:
-        if option not in known_options:
-            found = nearest(option, list(known_options))
-            fix = f"did you mean {found!r}?" if found else f"it takes {', '.join(known_options)}"
-            raise InputError(f"the train transform {name!r} has no option {option!r}", fix=fix)
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    own: dict[str, Any] = {"size": spec.size, "interpolation": spec.interpolation}
-    if "squash" in known_options:
-        own["squash"] = spec.squash
-    return build(**{**own, **options})
-
-
-def train_transform_options(name: str) -> tuple[str, ...]:
-    """Return the options that `train_transform` takes for ``name``."""
-    import inspect
-
-    build = TRAIN_TRANSFORMS[name]
-    names = (
-        [field.name for field in fields(build)]
-        if isinstance(build, type)
-        else list(inspect.signature(build).parameters)
-    )
-    return tuple(option for option in names if option != "size")
+    AUGMENTATIONS.check_options(name, options)
+    known = AUGMENTATIONS.options(name)
+    own: dict[str, Any] = {key: getattr(spec, key) for key in ("interpolation", "squash") if key in known}
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    return AUGMENTATIONS[name](size=spec.size, **{**own, **given})
 
 
 def eval_transform(
@@ -338,8 +322,7 @@ def eval_transform(
 def _check_common(size: int, interpolation: str, flip: float) -> None:
     if size < 1:
         raise InputError(f"size is {size}", fix="give at least 1 pixel")
-    if interpolation not in ("bicubic", "bilinear"):
-        raise InputError(f"unknown interpolation {interpolation!r}", fix="use bicubic or bilinear")
+    check_choice("interpolation", interpolation, INTERPOLATIONS)
     if not 0 <= flip <= 1:
         raise InputError(f"flip is {flip}", fix="give a probability from 0 to 1")
 

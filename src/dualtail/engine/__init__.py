@@ -1,5 +1,6 @@
-"""Training and inference: ``finetune`` is the one training loop, ``inference`` sends images through all members.
+"""Training and inference: ``finetune`` trains, ``inference`` sends images through all members.
 
-``settings`` holds the choices of a training, ``stages`` trains in several, ``launch`` knows the other processes. The
-room takes any module, loader and loss; it knows no recipe, no run directory and no command line.
+A training is a loop (``training``), a meter and a keeper; ``settings`` holds its choices, ``phases`` makes one of
+several. ``integrated_gradients`` says what a model looks at. The room takes any module, loader and loss; it knows no
+recipe, no run directory and no command line.
 """

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dualtail.errors import TrainingError
+from dualtail.files import write_tensors
 
 CHECKPOINT_NAME = "state.safetensors"
 FORMAT_VERSION = 1
@@ -33,16 +32,11 @@ def write_checkpoint(directory: Path, tensors: Mapping[str, Tensor], header: Map
     Returns:
         The file's path.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    final, temporary = directory / CHECKPOINT_NAME, directory / f"{CHECKPOINT_NAME}.tmp"
+    path = directory / CHECKPOINT_NAME
     # Floats survive JSON to the bit: Python writes the shortest text that reads back the same.
     text = json.dumps({"format_version": FORMAT_VERSION, **header})
-    ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    save_file(ready, temporary, metadata={_HEADER_KEY: text})
-    _flush(temporary)
-    os.replace(temporary, final)
-    _flush(directory)
-    return final
+    write_tensors(path, tensors, {_HEADER_KEY: text}, flush=True)
+    return path
 
 
 def read_checkpoint(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -83,29 +77,25 @@ def read_header(directory: Path) -> dict[str, Any]:
     return header
 
 
-def restore_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], prefix: str, where: str) -> None:
-    """Copy ``source[prefix + name]`` into each tensor of ``target`` in place.
+def restore_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], where: str) -> None:
+    """Copy the tensor of the same name into each tensor of ``target`` in place.
+
+    Args:
+        target: live tensors by name.
+        source: has them all; more are ignored.
+        where: the source comes from, for messages.
 
     Raises:
         TrainingError: a tensor is absent or has another shape.
     """
     with torch.no_grad():
         for name, tensor in target.items():
-            found = source.get(prefix + name)
-            if found is None or found.shape != tensor.shape:
-                shape = "absent" if found is None else f"of shape {tuple(found.shape)}"
+            value = source.get(name)
+            if value is None or value.shape != tensor.shape:
+                shape = "absent" if value is None else f"of shape {tuple(value.shape)}"
                 raise TrainingError(
-                    f"{prefix}{name} is {shape} but the model's is {tuple(tensor.shape)}",
+                    f"{name} is {shape} but the model's is {tuple(tensor.shape)}",
                     where=where,
                     fix="the checkpoint belongs to another model: use another directory or delete it",
                 )
-            tensor.copy_(found)
-
-
-def _flush(path: Path) -> None:
-    """Ask the operating system to put a file or a directory's entries on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            tensor.copy_(value)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from dualtail.engine.accelerator import make_accelerator
 from dualtail.engine.events import EventLog
-from dualtail.engine.launch import Crew, make_accelerator
-from dualtail.engine.optimize import Loss
+from dualtail.engine.keeper import Keeper, TrainingState
+from dualtail.engine.loaders import TrainLoader, check_share
+from dualtail.engine.meter import Meter
+from dualtail.engine.optimize import Loss, Stepper
 from dualtail.engine.progress import ProgressCallback
 from dualtail.engine.settings import FinetuneSettings
 from dualtail.engine.stop import GracefulStop
-from dualtail.engine.training import Evaluate, TrainingRun, TrainLoader
+from dualtail.engine.training import Evaluate, TrainingLoop
 from dualtail.errors import InputError
+from dualtail.process_group import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,19 @@ class FinetuneResult:
         """Return plain values for JSON."""
         return {**asdict(self), "history": list(self.history), "images_per_second": self.images_per_second}
 
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> FinetuneResult:
+        """Return the result that a :meth:`to_dict` tells of; keys of others are ignored.
+
+        Raises:
+            InputError: a key is missing.
+        """
+        names = [entry.name for entry in fields(cls) if entry.name in record]
+        try:
+            return cls(**{name: record[name] for name in names} | {"history": tuple(record["history"])})
+        except (KeyError, TypeError) as error:
+            raise InputError(f"is no record of a fine-tuning ({error})", where="training record") from None
+
 
 def finetune(
     classifier: nn.Module,
@@ -77,7 +95,7 @@ def finetune(
     sample_ids: Sequence[str] | None = None,
     identity: str = "",
     device: str = "auto",
-    alone: bool = False,
+    group: ProcessGroup | None = None,
     accelerator: Accelerator | None = None,
 ) -> FinetuneResult:
     """Train the parameters of ``classifier`` that require a gradient, in place.
@@ -87,8 +105,8 @@ def finetune(
     the data must be a function of the loader's own seed and the epoch, as dualtail's loaders' is.
 
     Under ``torchrun`` or ``accelerate launch`` every process calls this with the same arguments and a loader that
-    yields its own part of each batch (``train_loader(..., rank=rank, world_size=processes)`` with
-    :func:`dualtail.engine.launch.process_rank`); the gradient is that of the whole batch.
+    yields its own part of each batch (``train_loader(..., group=ProcessGroup.launched())``); the gradient is that of
+    the whole batch.
 
     Args:
         classifier: images (uint8, (B, 3, S, S)) to logits (B, C).
@@ -97,15 +115,15 @@ def finetune(
         settings: LIFT's recipe by default.
         checkpoint_dir: where the unfinished run is kept; shared by all processes. None keeps nothing.
         events_dir: where TensorBoard events go; None for none.
-        progress: called with a :class:`Progress` now and then, on the main process.
+        progress: called with a :class:`~dualtail.engine.progress.Progress` now and then, on the first process.
         evaluate: called with the classifier (in eval mode, averaged weights in place) after each epoch, on every
             process; what it returns is recorded as ``val``.
         sample_ids: names of the manifest's rows, for messages.
         identity: what else decides the result (a fingerprint of data, loader and model, say); a checkpoint of
             another identity is refused.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
-        alone: train in this process by itself although others were started with it, each with a classifier of its
-            own, say; the loader then yields whole batches.
+        group: the processes that train together: all that were started together by default; ``ProcessGroup()`` is
+            this one by itself, with a classifier of its own and a loader that yields whole batches.
         accelerator: one's own, with the wanted mixed precision and trackers; ``precision`` and ``device`` are then
             its affair.
 
@@ -134,23 +152,24 @@ def finetune(
     """
     settings = settings or FinetuneSettings()
     _check_inputs(classifier, loader, settings, evaluate)
+    group = group or ProcessGroup.join(device)
+    check_share(loader, group)
     accelerator = accelerator or make_accelerator(device, settings.precision)
-    crew = Crew.of(accelerator, alone=alone)
+    directory = None if checkpoint_dir is None else Path(checkpoint_dir)
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), GracefulStop() as stop:
-        run = TrainingRun(classifier, loader, loss, settings, accelerator, crew, stop)
-        run.progress, run.evaluate, run.sample_ids, run.identity = progress, evaluate, sample_ids, identity
-        run.directory = None if checkpoint_dir is None else Path(checkpoint_dir)
-        try:
-            resumed_from = run.resume()
-            run.events = EventLog(
-                events_dir if crew.leads else None, accelerator, from_step=run.place.step + 1
-            )
-            run.train()
-            return _result(run, resumed_from)
-        finally:
-            if run.events is not None:
-                run.events.close()
+        stepper = Stepper(classifier, loss, settings, accelerator, group)
+        if devices:
+            torch.cuda.reset_peak_memory_stats(accelerator.device)
+        keeper = Keeper(stepper, directory, identity=identity, batches=len(loader))
+        resumed = keeper.resume()
+        state, resumed_from = resumed or TrainingState(), resumed.step if resumed else None
+        writer = EventLog(events_dir if group.leads else None, accelerator, from_step=state.step + 1)
+        with closing(writer) as events:
+            meter = Meter(state, stepper, len(loader), events, progress)
+            TrainingLoop(stepper, loader, state, meter, keeper, stop, evaluate, sample_ids).run()
+    classifier.eval()
+    return _result(stepper, state, resumed_from)
 
 
 def _check_inputs(
@@ -166,21 +185,19 @@ def _check_inputs(
         )
 
 
-def _result(run: TrainingRun, resumed_from: int | None) -> FinetuneResult:
-    """Say what was done."""
-    device, place = run.accelerator.device, run.place
-    run.classifier.eval()
+def _result(stepper: Stepper, state: TrainingState, resumed_from: int | None) -> FinetuneResult:
+    device, precision = stepper.device, stepper.accelerator.mixed_precision
     return FinetuneResult(
-        history=tuple(place.history),
-        steps=place.step,
-        best_epoch=place.best_epoch,
-        kept=run.settings.keep,
-        seconds=place.seconds,
-        images=place.images_before,
-        precision={"no": "fp32"}.get(run.accelerator.mixed_precision, run.accelerator.mixed_precision),
+        history=tuple(state.history),
+        steps=state.step,
+        best_epoch=state.best_epoch,
+        kept=stepper.settings.keep,
+        seconds=state.seconds,
+        images=state.images_before,
+        precision="fp32" if precision == "no" else precision,
         device=str(device),
-        processes=run.crew.size,
-        num_parameters=sum(weight.numel() for weight in run.stepper.weights.values()),
+        processes=stepper.group.size,
+        num_parameters=sum(weight.numel() for weight in stepper.weights.values()),
         resumed_from=resumed_from,
         peak_memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )

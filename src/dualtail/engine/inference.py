@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 
 from dualtail.engine.gather import Tables, gather_tables
-from dualtail.engine.launch import Crew, check_share, join_processes, process_rank
-from dualtail.engine.precision import autocast, resolve_device, resolve_precision
-from dualtail.engine.progress import InferenceCallback, InferenceProgress, Rate
-from dualtail.errors import InputError
+from dualtail.engine.loaders import Batch, EvalLoader, check_share, crop_for
+from dualtail.engine.precision import autocast, resolve_precision
+from dualtail.engine.progress import InferenceCallback, PassMeter
+from dualtail.errors import InputError, check_choice
 from dualtail.logits.metrics import evaluate
+from dualtail.process_group import ProcessGroup, own_device
 
 Model = Callable[[Tensor], Any]
 KeepFeatures = Literal["none", "float16", "float32"]
 FEATURE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 _KEYS = "\0keys"  # beside the members' names
-
-
-class EvalBatch(Protocol):
-    """What an evaluation loader yields.
-
-    Attributes:
-        images: key to uint8 (B, 3, S, S), or (B, K, 3, S, S) for K crops of an image.
-        labels: int64 (B,).
-        index: int64 (B,), each image's row in its manifest.
-    """
-
-    images: Any
-    labels: Tensor
-    index: Tensor
-
-
-class EvalLoader(Protocol):
-    """What :func:`infer` needs of a loader."""
-
-    @property
-    def num_samples(self) -> int:
-        """Number of images, over all processes."""
-
-    def __iter__(self) -> Iterator[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +55,7 @@ def infer(
     precision: str = "auto",
     scratch: str | Path | None = None,
     progress: InferenceCallback | None = None,
-    alone: bool = False,
+    group: ProcessGroup | None = None,
 ) -> dict[str, MemberOutputs]:
     """Send every image of a loader through every member, and put the rows in the manifest's order.
 
@@ -87,7 +63,7 @@ def infer(
     callable gives logits, or the pair (logits, features). Of K crops of an image the logits are averaged
     (test-time ensembling), and so are the features.
 
-    In a distributed run each process passes a loader of its own share; every process receives everything.
+    Of several processes each passes a loader of its own share; every process receives everything.
 
     Args:
         members: name to model. Modules are moved to ``device`` and put into eval mode.
@@ -99,8 +75,9 @@ def infer(
         precision: of the forward passes; the results are float32 whatever it is.
         scratch: a directory for memory-mapped results, for when N x C is more than memory holds; the files are as
             large as the results and may be deleted once these are written elsewhere.
-        progress: called after each batch with an :class:`InferenceProgress`.
-        alone: work in this process by itself although others were started with it; the loader then yields everything.
+        progress: called after each batch with an :class:`~dualtail.engine.progress.InferenceProgress`.
+        group: the processes that share the work: all that were started together by default; ``ProcessGroup()`` is
+            this one by itself, with a loader that yields everything.
 
     Raises:
         InputError: no member, no crop for a member, no image, or no features where they were asked for.
@@ -118,24 +95,25 @@ def infer(
     """
     if not members:
         raise InputError("there is no member to ask", where="members")
-    if features not in ("none", *FEATURE_DTYPES):
-        raise InputError(f"{features!r} is not known", where="features", fix="use none, float16 or float32")
-    processes = join_processes(device)
-    crew = Crew.of(processes, alone=alone)
-    check_share(loader, crew.size)
-    place = resolve_device(device) if processes.num_processes == 1 else processes.device
-    arithmetic = resolve_precision(precision, place)
+    check_choice("kind", features, ("none", *FEATURE_DTYPES), where="features")
+    group = group or ProcessGroup.join(device)
+    check_share(loader, group)
+    chosen = own_device(device)
+    arithmetic = resolve_precision(precision, chosen)
     for model in members.values():
         if isinstance(model, nn.Module):
-            model.to(place).eval()
-    rows = _Rows(loader.num_samples, None if features == "none" else FEATURE_DTYPES[features], scratch)
-    rate, done = Rate(), 0
+            model.to(chosen).eval()
+    rows = _Rows(loader.num_samples, FEATURE_DTYPES.get(features), scratch)
+    meter = PassMeter(loader.num_samples, progress)
     waiting: tuple[Any, dict[str, tuple[Tensor, Tensor | None]]] | None = None
     for batch in loader:
-        with autocast(place, arithmetic):
+        with autocast(chosen, arithmetic):
             answers = {
                 name: _ask(
-                    name, model, _crop(name, batch, crops).to(place, non_blocking=True), features != "none"
+                    name,
+                    model,
+                    crop_for(name, batch, crops).to(chosen, non_blocking=True),
+                    features != "none",
                 )
                 for name, model in members.items()
             }
@@ -144,15 +122,10 @@ def infer(
             rows.add(*waiting)
         waiting = (batch, answers)
         # The other processes are about as far with their shares.
-        step = len(batch.index) * crew.size
-        done = min(done + step, loader.num_samples)
-        rate.add(step)
-        if progress is not None:
-            left = rate.seconds_for(loader.num_samples - done)
-            progress(InferenceProgress(done, loader.num_samples, rate.per_second, left))
+        meter.add(len(batch.index) * group.size)
     if waiting is not None:
         rows.add(*waiting)
-    return rows.outputs(processes if crew.size > 1 else None)
+    return rows.outputs(group, chosen)
 
 
 def member_evaluation(
@@ -161,7 +134,7 @@ def member_evaluation(
     crop: str | None = None,
     device: str | torch.device = "auto",
     precision: str = "auto",
-    alone: bool = False,
+    group: ProcessGroup | None = None,
 ) -> Callable[[nn.Module], dict[str, float]]:
     """Return an ``evaluate`` for :func:`~dualtail.engine.finetune.finetune`: accuracy and loss on a split.
 
@@ -172,31 +145,17 @@ def member_evaluation(
         crop: key of the member's crop; the only one by default.
         device: as of the training.
         precision: as of the training.
-        alone: as of the training.
+        group: as of the training.
     """
 
     def run(model: nn.Module) -> dict[str, float]:
         keys = None if crop is None else {"": crop}
-        outputs = infer({"": model}, loader, crops=keys, device=device, precision=precision, alone=alone)
-        found = evaluate(outputs[""].logits, outputs[""].labels)
-        values = {"overall": found.overall, "macro": found.macro, "worst": found.worst, "nll": found.nll}
+        outputs = infer({"": model}, loader, crops=keys, device=device, precision=precision, group=group)
+        evaluation = evaluate(outputs[""].logits, outputs[""].labels)
+        values = {name: getattr(evaluation, name) for name in ("overall", "macro", "worst", "nll")}
         return {name: float(value) for name, value in values.items() if value is not None}
 
     return run
-
-
-def _crop(name: str, batch: EvalBatch, crops: Mapping[str, str] | None) -> Tensor:
-    views = batch.images if isinstance(batch.images, dict) else {"": batch.images}
-    key = (crops or {}).get(name, name)
-    if key in views:
-        return views[key]
-    if len(views) == 1 and name not in (crops or {}):
-        return next(iter(views.values()))
-    raise InputError(
-        f"there is no crop {key!r} for the member {name!r}",
-        where="crops",
-        fix=f"the loader has {', '.join(views)}",
-    )
 
 
 def _ask(name: str, model: Model, images: Tensor, with_features: bool) -> tuple[Tensor, Tensor | None]:
@@ -208,15 +167,15 @@ def _ask(name: str, model: Model, images: Tensor, with_features: bool) -> tuple[
         parts = [answer[1] for answer in answers if answer[1] is not None]
         return logits, torch.stack(parts).mean(0) if parts else None
     if with_features and hasattr(model, "features") and hasattr(model, "head"):
-        found = model.features(images)
-        return model.head(found).float(), found.float()
+        kept = model.features(images)
+        return model.head(kept).float(), kept.float()
     answer = model(images)
-    logits, found = answer if isinstance(answer, tuple) else (answer, None)
-    if with_features and found is None:
+    logits, kept = answer if isinstance(answer, tuple) else (answer, None)
+    if with_features and kept is None:
         raise InputError(
             f"the member {name!r} gives no features", where="features", fix="let it return (logits, features)"
         )
-    return logits.float(), None if found is None else found.float()
+    return logits.float(), None if kept is None else kept.float()
 
 
 class _Rows:
@@ -229,7 +188,7 @@ class _Rows:
         self.keys = {kind: torch.empty(capacity, 1, dtype=torch.int64) for kind in ("index", "labels")}
         self.count = 0
 
-    def add(self, batch: EvalBatch, answers: Mapping[str, tuple[Tensor, Tensor | None]]) -> None:
+    def add(self, batch: Batch, answers: Mapping[str, tuple[Tensor, Tensor | None]]) -> None:
         """Append the rows of one batch."""
         rows = slice(self.count, self.count + len(batch.index))
         if rows.stop > self.capacity:
@@ -253,18 +212,18 @@ class _Rows:
         if self.scratch is None or not rows * columns:
             return torch.empty(rows, columns, dtype=dtype)
         self.scratch.mkdir(parents=True, exist_ok=True)
-        path = self.scratch / f"{stem}.{process_rank()[0]}.rows"
+        path = self.scratch / f"{stem}.{ProcessGroup.launched().rank}.rows"
         flat = torch.from_file(str(path), shared=True, size=rows * columns, dtype=dtype)
         return flat.view(rows, columns)
 
-    def outputs(self, processes: PartialState | None) -> dict[str, MemberOutputs]:
-        """Return the rows, of all processes if they share the work, in the manifest's order."""
+    def outputs(self, group: ProcessGroup, device: torch.device) -> dict[str, MemberOutputs]:
+        """Return the rows of all processes in the manifest's order."""
         filled = {
             name: {kind: value[: self.count] for kind, value in table.items()}
             for name, table in ((_KEYS, self.keys), *self.tables.items())
         }
-        if processes is not None:
-            filled = gather_tables(filled, self.count, processes, self._allocate)
+        if group.size > 1:
+            filled = gather_tables(filled, self.count, group, device, self._allocate)
         keys = filled.pop(_KEYS)
         index = keys["index"][:, 0]
         if not len(index):

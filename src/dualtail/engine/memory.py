@@ -39,11 +39,9 @@ def out_of_memory_error(stepper: Stepper, batch: Any, accumulation: int) -> Trai
 def largest_fitting(stepper: Stepper, images: Tensor, labels: Tensor) -> int | None:
     """Return the largest of size/2, size/4, ... whose forward and backward pass fit in memory."""
     size = len(labels) // 2
-    while size:
-        if _fits(stepper, images[:size], labels[:size]):
-            return size
+    while size and not _fits(stepper, images[:size], labels[:size]):
         size //= 2
-    return None
+    return size or None
 
 
 def _fits(stepper: Stepper, images: Tensor, labels: Tensor) -> bool:

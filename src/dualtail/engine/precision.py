@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dualtail.engine.settings import PRECISIONS
-from dualtail.errors import InputError
+from dualtail.engine.settings import Precision
+from dualtail.errors import InputError, check_choice
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """Return the device to work on: ``"auto"`` is CUDA (this process's own GPU), then Apple's MPS, then the CPU.
-
-    Raises:
-        InputError: the device does not exist here.
-
-    Example:
-        >>> resolve_device("cpu")
-        device(type='cpu')
-    """
-    if str(device) == "auto":
-        if torch.cuda.is_available():
-            own = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
-            return torch.device("cuda", own % torch.cuda.device_count())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"cannot be used: {reason}", where=f"device {device}", fix="use 'auto'") from None
-    return found
 
 
 @lru_cache
@@ -61,10 +37,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         >>> resolve_precision("fp32", torch.device("cpu"))
         'fp32'
     """
-    if precision not in PRECISIONS:
-        raise InputError(
-            f"unknown value {precision!r}", where="precision", fix=f"choose one of {', '.join(PRECISIONS)}"
-        )
+    check_choice("precision", precision, get_args(Precision))
     if precision == "auto":
         has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else False
         return "bf16" if has_bf16 or (device.type == "cpu" and cpu_has_bf16()) else "fp32"

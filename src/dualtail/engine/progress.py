@@ -81,3 +81,24 @@ class Rate:
     def seconds_for(self, items: float) -> float:
         """How long ``items`` take at this rate; infinity before anything was counted."""
         return items / self.per_second if self.per_second > 0 else float("inf")
+
+
+class PassMeter:
+    """Count the images of a pass over a data set, and tell.
+
+    Args:
+        total: of them, over all processes.
+        progress: called after each batch; None for none.
+    """
+
+    def __init__(self, total: int, progress: InferenceCallback | None) -> None:
+        self.total, self.progress = total, progress
+        self.done, self._rate = 0, Rate()
+
+    def add(self, images: int) -> None:
+        """Count ``images`` as done since the last call."""
+        self.done = min(self.done + images, self.total)
+        self._rate.add(images)
+        if self.progress is not None:
+            left = self._rate.seconds_for(self.total - self.done)
+            self.progress(InferenceProgress(self.done, self.total, self._rate.per_second, left))

@@ -1,58 +1,82 @@
-"""What a fine-tuning run is asked to do, and the learning rate that follows from it."""
+"""What a training is asked to do, and the learning rate that follows from it."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from dualtail.errors import InputError, nearest
+from pydantic import Field, ValidationError, model_validator
 
-OPTIMIZERS = ("sgd", "adamw")
-SCHEDULES = ("cosine", "constant")
-SCHEDULE_STEPS = ("epoch", "step")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-KEEPS = ("last", "best")
+from dualtail.errors import InputError
+from dualtail.schema import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section, describe_faults
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 # They change how the work is done or stored, never what comes out: a resumed run may change them.
 _WITHOUT_EFFECT = ("checkpoint_steps", "checkpoint_minutes")
 
 
-@dataclass(frozen=True)
-class FinetuneSettings:
+class TrainingChoices(Section):
+    """The choices of a training that a recipe makes too; the defaults are LIFT's.
+
+    One declaration for both: a recipe's ``finetune`` section and :class:`FinetuneSettings` are made of it.
+    """
+
+    epochs: PositiveInt = 10
+    """Passes over the training set."""
+    accumulation: PositiveInt = 1
+    """Batches whose gradients are added up before a step."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: PositiveFloat = 0.01
+    """The peak learning rate."""
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Momentum of SGD."""
+    weight_decay: NonNegativeFloat = 5e-4
+    """Of every trained tensor, biases and scales included, as LIFT has it."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """``cosine`` (to zero) or ``constant``, after the warm-up."""
+    schedule_step: Literal["epoch", "step"] = "epoch"
+    """The learning rate changes once an epoch (LIFT) or at every step."""
+    warmup_epochs: NonNegativeFloat = 0.0
+    """Epochs over which the learning rate rises linearly to its peak."""
+    gradient_clip: PositiveFloat | None = None
+    """Largest total norm of the gradient."""
+    ema_decay: Fraction | None = None
+    """Decay of a moving average of the trained weights, which then takes their place."""
+    mixup: NonNegativeFloat = 0.0
+    """Alpha of Mixup; 0 is off."""
+    cutmix: NonNegativeFloat = 0.0
+    """Alpha of CutMix; 0 is off."""
+    keep: Literal["last", "best"] = "last"
+    """``best``: the epoch with the highest macro accuracy on val, measured after every epoch."""
+    compile: bool = False
+    """Train through ``torch.compile``."""
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> TrainingChoices:
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs:g}) must not exceed epochs ({self.epochs})")
+        return self
+
+    def choices(self) -> dict[str, Any]:
+        """Return these choices alone, without those of the sections that add to them.
+
+        Example:
+            >>> FinetuneSettings(epochs=5, seed=3).choices()["epochs"], "seed" in FinetuneSettings().choices()
+            (5, False)
+        """
+        return {name: getattr(self, name) for name in TrainingChoices.model_fields}
+
+
+class FinetuneSettings(TrainingChoices):
     """The choices of :func:`dualtail.engine.finetune.finetune`; the defaults are LIFT's recipe.
 
     The effective batch is (batch of the loader) x ``accumulation``; the loss is the mean over it, also when the
-    last one of an epoch is smaller.
-
-    Attributes:
-        epochs: passes over the training set.
-        optimizer: ``"sgd"`` or ``"adamw"``.
-        learning_rate: the peak learning rate.
-        momentum: momentum of SGD.
-        betas: the two decay rates of AdamW.
-        weight_decay: applied to every trained tensor, biases and scales included, as LIFT does.
-        schedule: ``"cosine"`` (to zero) or ``"constant"``, after the warm-up.
-        schedule_step: the learning rate changes once an ``"epoch"`` or every ``"step"``.
-        warmup_epochs: epochs over which the learning rate rises linearly to its peak.
-        accumulation: batches of the loader to one optimizer step.
-        gradient_clip: largest total norm of the gradient; None leaves it as it is.
-        precision: ``"fp32"``, ``"bf16"``, ``"fp16"`` (with loss scaling), or ``"auto"``: bf16 where the device
-            computes in it, else fp32. Trained tensors stay in float32 always.
-        ema_decay: decay of the moving average of the trained tensors that is evaluated and kept in their place;
-            None for none.
-        mixup: alpha of Mixup's Beta(alpha, alpha) (Zhang et al., 2018, arXiv 1710.09412); 0 is off.
-        cutmix: alpha of CutMix (Yun et al., 2019, arXiv 1905.04899); 0 is off. With both, a coin chooses a batch's.
-        mix_probability: share of the batches that are mixed.
-        keep: which weights the run ends with: of the ``"last"`` epoch, or of the ``"best"`` by ``keep_metric``.
-        keep_metric: key of what ``evaluate`` returns; higher is better.
-        seed: of dropout and mixing (the loader has its own).
-        compile: run the model through :func:`torch.compile`.
-        checkpoint_steps: optimizer steps between checkpoints; None leaves it to the clock and the epochs' ends.
-        checkpoint_minutes: minutes between checkpoints (an epoch that took half a minute ends with one too).
+    last one of an epoch is smaller. With Mixup (Zhang et al., 2018, arXiv 1710.09412) and CutMix (Yun et al., 2019,
+    arXiv 1905.04899) both on, a coin chooses a batch's.
 
     Raises:
-        InputError: a value is of the wrong kind or out of range.
+        InputError: an unknown setting, or a value of the wrong kind or out of range.
 
     Source:
         Shi et al., "Long-Tail Learning with Foundation Model: Heavy Fine-Tuning Hurts", ICML 2024,
@@ -63,60 +87,43 @@ class FinetuneSettings:
         0.9
         >>> FinetuneSettings(optimizer="adam")
         Traceback (most recent call last):
-        dualtail.errors.InputError: optimizer: unknown value 'adam'; did you mean 'adamw'?
+        dualtail.errors.InputError: settings: optimizer is 'adam'; it should be 'sgd' or 'adamw'
     """
 
-    epochs: int = 10
-    optimizer: str = "sgd"
-    learning_rate: float = 0.01
-    momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 5e-4
-    schedule: str = "cosine"
-    schedule_step: str = "epoch"
-    warmup_epochs: float = 0.0
-    accumulation: int = 1
-    gradient_clip: float | None = None
-    precision: str = "auto"
-    ema_decay: float | None = None
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_probability: float = 1.0
-    keep: str = "last"
+    """The two decay rates of AdamW."""
+    precision: Precision = "auto"
+    """``fp32``, ``bf16``, ``fp16`` (with loss scaling), or ``auto``: bf16 where the device computes in it, else fp32.
+    Trained tensors stay in float32 always."""
+    mix_probability: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    """Share of the batches that are mixed."""
     keep_metric: str = "macro"
+    """Key of what ``evaluate`` returns; higher is better."""
     seed: int = 0
-    compile: bool = False
-    checkpoint_steps: int | None = None
-    checkpoint_minutes: float = 5.0
+    """Of dropout and mixing (the loader has its own)."""
+    checkpoint_steps: PositiveInt | None = None
+    """Optimizer steps between checkpoints; None leaves it to the clock and the epochs' ends."""
+    checkpoint_minutes: NonNegativeFloat = 5.0
+    """Minutes between checkpoints (an epoch that took half a minute ends with one too)."""
 
-    def __post_init__(self) -> None:
-        for key, known in (
-            ("optimizer", OPTIMIZERS),
-            ("schedule", SCHEDULES),
-            ("schedule_step", SCHEDULE_STEPS),
-            ("precision", PRECISIONS),
-            ("keep", KEEPS),
-        ):
-            _check_choice(key, getattr(self, key), known)
-        _check_range("epochs", self.epochs, low=1)
-        _check_range("accumulation", self.accumulation, low=1)
-        _check_range("learning_rate", self.learning_rate, low=0.0, above=True)
-        for key in ("weight_decay", "mixup", "cutmix"):
-            _check_range(key, getattr(self, key), low=0.0)
-        _check_range("momentum", self.momentum, low=0.0, high=1.0)
-        _check_range("mix_probability", self.mix_probability, low=0.0, high=1.0)
-        _check_range("warmup_epochs", self.warmup_epochs, low=0.0, high=float(self.epochs))
-        if self.gradient_clip is not None:
-            _check_range("gradient_clip", self.gradient_clip, low=0.0, above=True)
-        if self.ema_decay is not None:
-            _check_range("ema_decay", self.ema_decay, low=0.0, high=1.0)
-        if self.checkpoint_steps is not None:
-            _check_range("checkpoint_steps", self.checkpoint_steps, low=1)
-        _check_range("checkpoint_minutes", self.checkpoint_minutes, low=0.0)
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InputError(describe_faults(type(self), error.errors())[0], where="settings") from None
+
+    def changed(self, **values: Any) -> FinetuneSettings:
+        """Return these settings with others in the place of some.
+
+        Example:
+            >>> FinetuneSettings(epochs=5).changed(seed=2).epochs
+            5
+        """
+        return type(self)(**{**dict(self), **values})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values for JSON."""
-        return {**asdict(self), "betas": list(self.betas)}
+        return {**dict(self), "betas": list(self.betas)}
 
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Say which settings of ``other`` (a :meth:`to_dict`) would lead to other weights.
@@ -127,9 +134,9 @@ class FinetuneSettings:
         """
         mine = self.to_dict()
         return [
-            f"{field.name} {other.get(field.name)} there, {mine[field.name]} here"
-            for field in fields(self)
-            if field.name not in _WITHOUT_EFFECT and other.get(field.name) != mine[field.name]
+            f"{name} {other.get(name)} there, {value} here"
+            for name, value in mine.items()
+            if name not in _WITHOUT_EFFECT and other.get(name) != value
         ]
 
 
@@ -168,19 +175,3 @@ def learning_rate(settings: FinetuneSettings, epoch: int, batch: int, batches: i
         return settings.learning_rate
     rest = max(settings.epochs - settings.warmup_epochs, 1e-9)
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - settings.warmup_epochs) / rest))
-
-
-def _check_choice(key: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        close = nearest(str(value), known)
-        fix = f"did you mean {close!r}?" if close else f"choose one of {', '.join(known)}"
-        raise InputError(f"unknown value {value!r}", where=key, fix=fix)
-
-
-def _check_range(key: str, value: float, *, low: float, high: float = math.inf, above: bool = False) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not (low < value if above else low <= value) or value > high:
-        bound = f"{'above' if above else 'at least'} {low:g}" + (
-            f" and at most {high:g}" if high < math.inf else ""
-        )
-        raise InputError(f"{value!r} is out of range", where=key, fix=f"give a number {bound}")

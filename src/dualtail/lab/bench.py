@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from dualtail.files import fingerprint, write_tensors
 from dualtail.lab.corpus import Sample
 from dualtail.lab.pretrain import is_made, pretrain, save_model
 from dualtail.lab.task import draw_task, train_counts
-from dualtail.lab.tune import BATCH, EPOCHS, LEARNING_RATE, WIDTH, Member, open_backbone, tune, zero_shot
+from dualtail.lab.tune import BATCH, EPOCHS, LEARNING_RATE, WIDTH, Outputs, open_backbone, tune, zero_shot
 from dualtail.lab.world import Architecture, Foundation, Pretraining, Task, World
 from dualtail.logits.groups import ClassGroups
 from dualtail.logits.prior import LabelPrior, estimate_label_prior
 from dualtail.runs.observer import Observer
-from dualtail.runs.store import atomic_path
 
 MOST = 5  # members of each kind: priors, seeds of pre-training, seeds of fine-tuning
 _LOST = (["shape"], ["texture"], ["colour"], ["border"], ["background"])
@@ -107,10 +106,10 @@ class Bench:
             save_model(pretrain(world, foundation, self.observer), world, foundation, folder)
         return folder
 
-    def zero_shot(self, foundation: Foundation, *, large: bool = False) -> Member:
+    def zero_shot(self, foundation: Foundation, *, large: bool = False) -> Outputs:
         """Return what a foundation model says before fine-tuning, of all splits."""
 
-        def make() -> Member:
+        def make() -> Outputs:
             return zero_shot(open_backbone(self.model(foundation, large=large)), self.world, self.splits)
 
         return self._kept({"zero_shot": foundation.model_dump(), "large": large}, make)
@@ -125,7 +124,7 @@ class Bench:
         seed: int = 0,
         balanced: bool = False,
         large: bool = False,
-    ) -> Member:
+    ) -> Outputs:
         """Return what a fine-tuned model says of val and test, fine-tuned now if it is not there.
 
         Args:
@@ -145,7 +144,7 @@ class Bench:
         }
         key = {"member": foundation.model_dump(), **choices, "balanced": balanced, "large": large}
 
-        def make() -> Member:
+        def make() -> Outputs:
             folder = self.model(foundation, large=large)
             self.observer.stage(
                 f"world {self.seed}: fine-tuning {_describe(foundation)}, {loss}, {sampling}, seed {seed}"
@@ -160,24 +159,23 @@ class Bench:
 
         return self._kept(key, make)
 
-    def _kept(self, key: dict[str, Any], make: Any) -> Member:
+    def _kept(self, key: dict[str, Any], make: Callable[[], Outputs]) -> Outputs:
         world = study_world(self.seed, large=key["large"])
         content = {"world": world.fingerprint(Foundation()), "task": world.task.model_dump(), **key}
         content["finetuning"] = [EPOCHS, BATCH, LEARNING_RATE, WIDTH]
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
-        path = self.folder / "members" / f"{digest}.safetensors"
+        path = self.folder / "members" / f"{fingerprint(content)}.safetensors"
         if not path.is_file():
-            member = make()
-            tensors = {f"logits.{split}": value.contiguous() for split, value in member.logits.items()}
-            tensors |= {f"features.{split}": value.contiguous() for split, value in member.features.items()}
-            with atomic_path(path) as temporary:
-                save_file(tensors, temporary)
+            outputs = make()
+            tensors = {f"logits.{split}": value for split, value in outputs.logits.items()}
+            write_tensors(
+                path, tensors | {f"features.{split}": value for split, value in outputs.features.items()}
+            )
         loaded = load_file(path)
         logits = {name.removeprefix("logits."): t for name, t in loaded.items() if name.startswith("logits.")}
         features = {
             name.removeprefix("features."): t for name, t in loaded.items() if name.startswith("features.")
         }
-        return Member(logits, features)
+        return Outputs(logits, features)
 
 
 def _describe(foundation: Foundation) -> str:

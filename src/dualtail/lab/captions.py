@@ -75,8 +75,8 @@ class Vocabulary:
         tokens[:, 1:5] = openings[rng.integers(0, len(openings), count)]
         tokens[:, 5] = names[labels]
         rows = np.arange(count)
-        for place in range(told.shape[1]):
-            tokens[:, 6 + place] = table[told[:, place], factors[rows, told[:, place]]]
+        for index in range(told.shape[1]):
+            tokens[:, 6 + index] = table[told[:, index], factors[rows, told[:, index]]]
         tokens[:, 6 + told.shape[1]] = self.number[_END]
         return torch.from_numpy(tokens)
 

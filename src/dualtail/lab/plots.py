@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualtail.errors import InputError
+from dualtail.files import atomic_path
 from dualtail.lab.tables import Table
 from dualtail.logits.comparison import SeedSummary, summarize_seeds
-from dualtail.runs.store import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,27 +85,27 @@ def interval_plot(caption: str, table: Table, columns: Sequence[str], *, base: s
     def draw() -> Figure:
         rows = [title for title in table.rows if title != base]
         figure, panels = _panels(len(columns), height=0.9 + 0.24 * len(rows), share_y=True)
-        places = range(len(rows))[::-1]
+        heights = range(len(rows))[::-1]
         for axes, column in zip(panels, columns, strict=True):
             if base is not None:
                 axes.axvline(0, color="0.6", linewidth=0.8)
-            for place, title in zip(places, rows, strict=True):
+            for height, title in zip(heights, rows, strict=True):
                 values = table.values(title, column, base)
                 summary = summarize_seeds(values)
                 axes.plot(
                     [100 * value for value in values],
-                    [place - 0.25] * len(values),
+                    [height - 0.25] * len(values),
                     ".",
                     color="0.6",
                     markersize=3,
                 )
                 axes.errorbar(
-                    [100 * summary.mean], [place], xerr=_halves(summary),
+                    [100 * summary.mean], [height], xerr=_halves(summary),
                     fmt="o", color=_COLORS[0], markersize=4, capsize=2,
                 )  # fmt: skip
             axes.set_title(table.columns[column])
             axes.set_xlabel("per cent" if base is None else "points")
-            axes.set_yticks(list(places), rows)
+            axes.set_yticks(list(heights), rows)
             axes.grid(axis="x", color="0.92")
         return figure
 
@@ -131,20 +131,20 @@ def curve_plot(
     def draw() -> Figure:
         figure, axes_of = _panels(len(panels), height=2.6)
         for axes, (title, curves) in zip(axes_of, panels.items(), strict=True):
-            for place, (label, points) in enumerate(curves.items()):
+            for index, (label, points) in enumerate(curves.items()):
                 # Side by side, so that intervals of equal x do not hide each other.
-                shift = 0.07 * (place - (len(curves) - 1) / 2)
+                shift = 0.07 * (index - (len(curves) - 1) / 2)
                 axes.errorbar(
                     [x * 10 ** (shift / 4) if log else x + shift for x, _ in points],
                     [100 * summary.mean for _, summary in points],
                     yerr=_halves(*(summary for _, summary in points)),
-                    fmt=_MARKERS[place] + ("-" if len(points) > 1 else ""),
-                    color=_COLORS[place], label=label, markersize=4, linewidth=1.2, capsize=2,
+                    fmt=_MARKERS[index] + ("-" if len(points) > 1 else ""),
+                    color=_COLORS[index], label=label, markersize=4, linewidth=1.2, capsize=2,
                 )  # fmt: skip
             if log:
                 axes.set_xscale("log")
-            places = sorted({x for points in curves.values() for x, _ in points})
-            axes.set_xticks(places, [f"{x:g}" for x in places])
+            ticks = sorted({x for points in curves.values() for x, _ in points})
+            axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
             axes.minorticks_off()
             axes.set_title(title)
             axes.set_xlabel(x_title)
@@ -181,9 +181,9 @@ def scatter_plot(
         ends = [min(everything) - 0.2, max(everything) + 0.2]
         for axes, (title, worlds) in zip(axes_of, panels.items(), strict=True):
             axes.plot(ends, ends, color="0.6", linewidth=0.8)
-            for place, (x, y) in enumerate(worlds):
+            for index, (x, y) in enumerate(worlds):
                 axes.plot(
-                    x, y, _MARKERS[place % len(_MARKERS)], color=_COLORS[place % len(_COLORS)], markersize=2.5,
+                    x, y, _MARKERS[index % len(_MARKERS)], color=_COLORS[index % len(_COLORS)], markersize=2.5,
                     alpha=0.6,
                 )  # fmt: skip
             axes.set(title=title, xlabel=axis_titles[0], xlim=ends, ylim=ends, aspect="equal")

@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,10 +18,10 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
-from dualtail.errors import DataError, TrainingError, nearest
+from dualtail.errors import DataError, TrainingError, check_choice
+from dualtail.files import atomic_folder, check_replaceable, write_json, write_tensors
 from dualtail.lab.captions import CONTEXT_LENGTH, Vocabulary
 from dualtail.lab.corpus import draw_corpus
 from dualtail.lab.render import SIZE
@@ -167,28 +164,18 @@ def save_model(model: Any, world: World, foundation: Foundation, folder: str | P
         DataError: the folder is there and is no model of the lab.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / TRUTH_FILE).is_file() and any(folder.iterdir()):
-        raise DataError("is there and is no model of the lab", where=str(folder), fix="name another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        state = {name: t.detach().half().cpu().contiguous() for name, t in model.state_dict().items()}
-        save_file(state, partial / WEIGHTS_FILE)
-        config = {
-            "model_cfg": _model_config(world, foundation),
-            "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bicubic"},
-        }
-        _write_json(partial / "open_clip_config.json", config)
-        _write_json(partial / TRUTH_FILE, truth(world, foundation))
-        Vocabulary(world).save(partial)
-        for path in (partial, *partial.iterdir()):  # mkdtemp and safetensors make them private
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    check_replaceable(folder, TRUTH_FILE, "model of the lab")
+    config = {
+        "model_cfg": _model_config(world, foundation),
+        "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bicubic"},
+    }
+    with atomic_folder(folder) as temporary:
+        write_tensors(
+            temporary / WEIGHTS_FILE, {name: value.half() for name, value in model.state_dict().items()}
+        )
+        write_json(temporary / "open_clip_config.json", config)
+        write_json(temporary / TRUTH_FILE, truth(world, foundation))
+        Vocabulary(world).save(temporary)
     return folder
 
 
@@ -204,10 +191,6 @@ def truth(world: World, foundation: Foundation) -> dict[str, Any]:
         "lossy_classes": world.lossy_classes(foundation).nonzero()[0].tolist(),
         "bayes_accuracy": world.bayes_accuracy,
     }
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def is_made(world: World, foundation: Foundation, folder: Path) -> bool:
@@ -242,14 +225,7 @@ def pretrain_world(
     observer = observer or Observer()
     names = list(world.foundations) if only is None else list(only)
     for name in names:
-        if name not in world.foundations:
-            guess = nearest(name, list(world.foundations))
-            known = ", ".join(world.foundations) or "none"
-            raise DataError(
-                f"there is no foundation {name!r}",
-                where="world",
-                fix=f"did you mean {guess!r}?" if guess else f"it has {known}",
-            )
+        check_choice("foundation", name, world.foundations, where="world", error=DataError)
     folders = []
     for name in names:
         foundation, folder = world.foundations[name], Path(out) / name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dualtail.errors import InputError
 from dualtail.logits.comparison import SeedSummary, summarize_seeds
 from dualtail.logits.metrics import Evaluation
 
@@ -25,19 +26,23 @@ def figures(evaluation: Evaluation) -> dict[str, float]:
     """Return the accuracies that the tables show, as fractions.
 
     Raises:
-        KeyError: the evaluation has no groups.
+        InputError: the evaluation has no groups, or a group has no test samples.
     """
     row: dict[str, float] = {"overall": evaluation.overall}
     for kind, groups in (("d", evaluation.d_groups), ("p", evaluation.p_groups)):
         for name in ("many", "few"):
-            row[f"{kind}_{name}"] = _known((groups or {})[name].accuracy)
-    row["tail_tail"] = _known(evaluation.tail_tail.accuracy if evaluation.tail_tail else None)
+            row[f"{kind}_{name}"] = _known(
+                groups[name].accuracy if groups else None, f"{kind.upper()}-{name.title()}"
+            )
+    row["tail_tail"] = _known(evaluation.tail_tail.accuracy if evaluation.tail_tail else None, "tail-tail")
     return row
 
 
-def _known(value: float | None) -> float:
+def _known(value: float | None, group: str) -> float:
     if value is None:
-        raise ValueError("a group has no test samples: choose a larger world")
+        raise InputError(
+            f"{group} has no test samples", fix="choose a larger world, or groups that are not empty"
+        )
     return value
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,7 +11,7 @@ from PIL import Image
 from dualtail.data.longtail import long_tail_counts
 from dualtail.data.manifest import Manifest
 from dualtail.data.readers import read_manifest
-from dualtail.errors import DataError
+from dualtail.files import atomic_folder, check_replaceable, write_csv, write_json
 from dualtail.lab.corpus import Sample, draw
 from dualtail.lab.render import FACTOR_VALUES
 from dualtail.lab.world import TASK, World
@@ -75,33 +71,24 @@ def write_task(world: World, folder: str | Path) -> Manifest:
         DataError: the folder holds something else.
     """
     folder = Path(folder).expanduser()
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / TASK_FILE).is_file()):
-        raise DataError("is there and is no task of the lab", where=str(folder), fix="name a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    check_replaceable(folder, TASK_FILE, "task of the lab")
+    with atomic_folder(folder) as temporary:
         rows = [
             row
             for split, sample in draw_task(world).items()
-            for row in _write_split(world, partial, split, sample)
+            for row in _write_split(world, temporary, split, sample)
         ]
-        with open(partial / MANIFEST_FILE, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["path", "label", "split", *world.factor_names])
-            writer.writerows(rows)
-        about = world.describe_task() | {"train_counts": train_counts(world).tolist()}
-        (partial / TASK_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        partial.chmod(0o755)  # mkdtemp makes it private
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        write_csv(temporary / MANIFEST_FILE, rows)
+        write_json(temporary / TASK_FILE, describe(world))
     return read_manifest("folder", folder)
 
 
-def _write_split(world: World, root: Path, split: str, sample: Sample) -> list[list[str]]:
+def describe(world: World) -> dict[str, Any]:
+    """Return what ``task.json`` says of a world's task: all that its images follow from."""
+    return world.describe_task() | {"train_counts": train_counts(world).tolist()}
+
+
+def _write_split(world: World, root: Path, split: str, sample: Sample) -> list[dict[str, str]]:
     for name in world.class_names:
         (root / split / name).mkdir(parents=True)
     rows = []
@@ -112,6 +99,8 @@ def _write_split(world: World, root: Path, split: str, sample: Sample) -> list[l
         path = f"{split}/{name}/{number:05d}.png"
         pixels = np.pad(image.transpose(1, 2, 0), ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), mode="edge")
         Image.fromarray(pixels).save(root / path, compress_level=1)
-        words = [FACTOR_VALUES[key][value] for key, value in zip(world.factor_names, factors, strict=True)]
-        rows.append([path, name, split, *words])
+        words = {
+            key: FACTOR_VALUES[key][value] for key, value in zip(world.factor_names, factors, strict=True)
+        }
+        rows.append({"path": path, "label": name, "split": split, **words})
     return rows

@@ -20,7 +20,7 @@ from dualtail.logits.losses import build_loss
 from dualtail.logits.prior import LabelPrior
 from dualtail.models.backbone import Backbone, load_backbone
 from dualtail.models.classifier import build_classifier
-from dualtail.models.heads import text_weight
+from dualtail.models.head_init import text_weight
 from dualtail.models.text import class_text_features, zero_shot_logits
 
 # The demo's recipe has the same values; the models are small, so the steps are larger than LIFT's.
@@ -74,8 +74,8 @@ class MemoryLoader:
 
 
 @dataclass(frozen=True)
-class Member:
-    """What a fine-tuned backbone says.
+class Outputs:
+    """What a model gives for each split, before fine-tuning or after.
 
     Attributes:
         logits: split to ``(N, C)``.
@@ -91,11 +91,11 @@ def open_backbone(folder: str | Path) -> Backbone:
     return load_backbone(f"open_clip:{folder}")
 
 
-def zero_shot(backbone: Backbone, world: World, splits: dict[str, Sample]) -> Member:
+def zero_shot(backbone: Backbone, world: World, splits: dict[str, Sample]) -> Outputs:
     """Return a foundation model's zero-shot logits and its features of every split."""
     text = class_text_features(backbone, world.class_names, TEMPLATES)
     features = {name: features_of(backbone, sample.images) for name, sample in splits.items()}
-    return Member(
+    return Outputs(
         {name: zero_shot_logits(backbone, value, text) for name, value in features.items()}, features
     )
 
@@ -112,7 +112,7 @@ def tune(
     seed: int = 0,
     epochs: int = EPOCHS,
     answer: Sequence[str] = ("val", "test"),
-) -> Member:
+) -> Outputs:
     """Fine-tune a model of the lab with LIFT's recipe (AdaptFormer, cosine head from text) and return what it says.
 
     Args:
@@ -146,4 +146,4 @@ def tune(
     classifier.eval()
     features = {name: features_of(classifier, splits[name].images) for name in answer}
     with torch.no_grad():
-        return Member({name: classifier.head(value) for name, value in features.items()}, features)
+        return Outputs({name: classifier.head(value) for name, value in features.items()}, features)

@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dualtail.errors import DataError, InputError, nearest
+from dualtail.errors import DataError, InputError, nearest_fix
 from dualtail.lab.render import FACTOR_VALUES
 
 # Streams of random numbers: (world seed, stream, ...) names every draw, so that no draw moves another.
@@ -27,6 +27,8 @@ CODES, NAMES, PRIORS, CORPUS, TASK, BATCHES, PROBES = range(7)
 
 # Goes up when the same world file no longer gives the same images or training.
 GENERATION = 1
+
+_PAGE = "see the page 'The lab'"
 
 Objective = Literal["mixed", "infonce", "sigmoid"]
 
@@ -116,7 +118,7 @@ class World(_Part):
     def _check(self) -> World:
         for name, count in self.factors.items():
             if name not in FACTOR_VALUES:
-                raise ValueError(f"unknown factor {name!r}; choose from {', '.join(FACTOR_VALUES)}")
+                raise ValueError(f"unknown factor {name!r}; {nearest_fix(name, FACTOR_VALUES)}")
             if not 2 <= count <= len(FACTOR_VALUES[name]):
                 raise ValueError(f"factor {name} has 2 to {len(FACTOR_VALUES[name])} values, not {count}")
         for name, foundation in self.foundations.items():
@@ -126,8 +128,6 @@ class World(_Part):
                     f"foundation {name} loses {min(unknown)!r}, which is no factor of this world"
                 )
         return self
-
-    # --- what follows from the fields
 
     @property
     def factor_names(self) -> tuple[str, ...]:
@@ -214,10 +214,12 @@ def read_world(path: str | Path) -> World:
     try:
         return World.model_validate(content)
     except ValidationError as error:
-        raise DataError(_first_fault(error), where=str(path), fix="see the page 'The lab'") from None
+        what, fix = _first_fault(error)
+        raise DataError(what, where=str(path), fix=fix) from None
 
 
-def _first_fault(error: ValidationError) -> str:
+def _first_fault(error: ValidationError) -> tuple[str, str]:
+    """Return what is wrong first, and what to do about it."""
     fault = error.errors()[0]
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
@@ -226,13 +228,9 @@ def _first_fault(error: ValidationError) -> str:
             for part in (World, Foundation, Pretraining, Task, Architecture)
             for name in part.model_fields
         ]
-        guess = nearest(str(fault["loc"][-1]), known)
-        return f"unknown key {key}" + (f", did you mean {guess!r}?" if guess else "")
-    return (
-        f"{key}: {fault['msg'].removeprefix('Value error, ')}"
-        if key
-        else fault["msg"].removeprefix("Value error, ")
-    )
+        return f"unknown key {key}", nearest_fix(fault["loc"][-1], known, _PAGE)
+    what = fault["msg"].removeprefix("Value error, ")
+    return f"{key}: {what}" if key else what, _PAGE
 
 
 def _draw_codes(sizes: tuple[int, ...], classes: int, distance: int, rng: np.random.Generator) -> np.ndarray:

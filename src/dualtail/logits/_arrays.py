@@ -8,6 +8,7 @@ widened to float32; float32 and float64 keep their precision.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,13 @@ def as_counts(value: ArrayLike, name: str = "counts") -> Tensor:
     if not bool((tensor > 0).any()):
         raise InputError(f"{name} are all zero")
     return tensor
+
+
+def check_saved(what: str, data: Mapping[str, Any], keys: Collection[str]) -> None:
+    """Refuse a dictionary that was not saved from ``what``: its keys must be these."""
+    wrong = sorted(set(keys) ^ set(data))
+    if wrong:
+        raise InputError(f"not a saved {what}: {wrong[0]!r} is missing or unknown")
 
 
 def answer_like(example: ArrayLike, result: Tensor) -> Any:

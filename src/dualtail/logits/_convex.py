@@ -43,7 +43,7 @@ def box(low: float, high: float) -> Region:
     return Region(lambda x: np.clip(x, low, high), lambda slope: np.where(slope > 0, low, high))
 
 
-def minimise(
+def newton(
     evaluate: Callable[[Vector], tuple[float, Vector, Vector]],
     start: Vector,
     region: Region,

@@ -48,7 +48,7 @@ class Point(NamedTuple):
 
 
 class Objective(Protocol):
-    """What :func:`minimise` needs of a convex function of log-probabilities."""
+    """What :func:`quasi_newton` needs of a convex function of log-probabilities."""
 
     @property
     def size(self) -> int:
@@ -69,7 +69,7 @@ class Objective(Protocol):
 
 
 @dataclass
-class Problem:
+class InterceptObjective:
     """The objective above, evaluated by passes over the logits."""
 
     passes: SoftmaxPasses
@@ -96,10 +96,10 @@ class Problem:
         """Evaluate at ``b``, which is first centred."""
         b = b - b.mean()
         offset = self.offset(b)
-        found = self.passes.evaluate(offset, self.scale)
-        value = found.log_partition - self.scale * self.passes.label_sum - float(self.counts @ offset)
-        gradient = self.counts - found.expected + self.strength * b
-        return Point(b, value + self.strength / 2 * float(b @ b), gradient - gradient.mean(), found.expected)
+        sums = self.passes.evaluate(offset, self.scale)
+        value = sums.log_partition - self.scale * self.passes.label_sum - float(self.counts @ offset)
+        gradient = self.counts - sums.expected + self.strength * b
+        return Point(b, value + self.strength / 2 * float(b @ b), gradient - gradient.mean(), sums.expected)
 
     def multiplicative_step(self, point: Point) -> Tensor:
         """Return the step of iterative scaling, which is right for classes that are never predicted too."""
@@ -113,7 +113,7 @@ class Problem:
 
 
 @dataclass
-class MixtureProblem:
+class MixtureObjective:
     """Minus the log-likelihood of an unlabelled sample, in the logarithms ``b`` of its label prior.
 
     ``-sum_i log sum_k q_k exp(f_ik) / source_k - smoothing sum_k log q_k`` with ``q = softmax(b)``: convex in ``q``.
@@ -131,10 +131,10 @@ class MixtureProblem:
     def at(self, b: Tensor) -> Point:
         """Evaluate at ``b``, first normalised; probabilities below 1e-20 are raised to it."""
         b = b.log_softmax(0).clamp(min=_LOWEST_LOG_PROB).log_softmax(0)
-        found = self.passes.evaluate(b - self.log_source)
-        gradient = self._total * b.exp() - found.expected - self.smoothing
-        value = -found.log_partition - self.smoothing * float(b.sum())
-        return Point(b, value, gradient, found.expected)
+        sums = self.passes.evaluate(b - self.log_source)
+        gradient = self._total * b.exp() - sums.expected - self.smoothing
+        value = -sums.log_partition - self.smoothing * float(b.sum())
+        return Point(b, value, gradient, sums.expected)
 
     def multiplicative_step(self, point: Point) -> Tensor:
         """Return the step of expectation maximisation."""
@@ -154,7 +154,7 @@ class MixtureProblem:
         return self.size + self.smoothing * self.passes.num_classes
 
 
-def minimise(problem: Objective, start: Tensor, tolerance: float) -> Point:
+def quasi_newton(problem: Objective, start: Tensor, tolerance: float) -> Point:
     """Return the minimiser by limited-memory BFGS, which starts from the fixed-point step; one pass a step.
 
     Stops when the predicted decrease is below ``tolerance`` (nats a sample) or after 60 steps: a gap that is sure
@@ -166,13 +166,13 @@ def minimise(problem: Objective, start: Tensor, tolerance: float) -> Point:
     for _ in range(_MAX_STEPS):
         if -float(point.gradient @ step) < 2 * tolerance * problem.size:
             break
-        found = _line_search(problem, point, step)
-        if found is None:
+        better = _line_search(problem, point, step)
+        if better is None:
             break
-        change, bend = found.b - point.b, found.gradient - point.gradient
+        change, bend = better.b - point.b, better.gradient - point.gradient
         if float(change @ bend) > 1e-12 * float(bend @ bend) / problem.size:
             history = [*history[-_MEMORY + 1 :], (change, bend)]
-        point = found
+        point = better
         step = -_two_loops(point.gradient, history, problem.metric(point))
         step -= step.mean()
     return point
@@ -201,9 +201,9 @@ def _line_search(problem: Objective, point: Point, step: Tensor) -> Point | None
     # float32 exponentials leave the value uncertain by about this much.
     noise = 1e-8 * (abs(point.value) + problem.size)
     for _ in range(30):
-        found = problem.at(point.b + length * step)
-        if math.isfinite(found.value) and found.value <= point.value + 1e-4 * length * slope + noise:
-            return found
+        trial = problem.at(point.b + length * step)
+        if math.isfinite(trial.value) and trial.value <= point.value + 1e-4 * length * slope + noise:
+            return trial
         length /= 2
     return None
 
@@ -211,7 +211,7 @@ def _line_search(problem: Objective, point: Point, step: Tensor) -> Point | None
 class Curvature:
     """``H + strength`` at a point, as an operator on vectors that sum to zero; solves by conjugate gradients."""
 
-    def __init__(self, problem: Problem, point: Point) -> None:
+    def __init__(self, problem: InterceptObjective, point: Point) -> None:
         self.problem, self.point, self.strength = problem, point, problem.strength
         self._offset = problem.offset(point.b)
         self.self_share = problem.passes.gram_diagonal(self._offset, problem.scale) / point.expected.clamp(
@@ -252,7 +252,7 @@ class Curvature:
 class DenseCurvature(Curvature):
     """The same with the inverse as a matrix ``(C, C)`` on the CPU, formed in place."""
 
-    def __init__(self, problem: Problem, point: Point) -> None:
+    def __init__(self, problem: InterceptObjective, point: Point) -> None:
         self.problem, self.point, self.strength = problem, point, problem.strength
         classes = len(point.b)
         offset = problem.offset(point.b)
@@ -317,7 +317,7 @@ def _invert(matrix: Tensor) -> Tensor:
 
 
 def certify(
-    problem: Problem, point: Point, tolerance: float, kind: type[Curvature]
+    problem: InterceptObjective, point: Point, tolerance: float, kind: type[Curvature]
 ) -> tuple[Point, float, Curvature]:
     """Take Newton steps until the optimality gap is below ``tolerance``; return point, gap and the Hessian there.
 
@@ -334,10 +334,10 @@ def certify(
         # Within rounding the decrement no longer falls.
         if gap <= tolerance or (decrement > before / 2 and _range(step) < 1e-2):
             break
-        found = _line_search(problem, point, step)
-        if found is None:
+        better = _line_search(problem, point, step)
+        if better is None:
             break
-        point = found
+        point = better
         if _range(point.b - curvature.point.b) > 0.5:
             curvature = kind(problem, point)
             decrement = math.inf
@@ -375,7 +375,7 @@ class ScaleFit:
         return self.slope**2 / (2 * self.curvature)
 
 
-def fit_scale(problem: Problem, point: Point, tolerance: float) -> tuple[Point, ScaleFit]:
+def fit_scale(problem: InterceptObjective, point: Point, tolerance: float) -> tuple[Point, ScaleFit]:
     """Minimise over the scale as well, by Newton's method on the profile of the objective; sets ``problem.scale``.
 
     Raises:
@@ -386,15 +386,15 @@ def fit_scale(problem: Problem, point: Point, tolerance: float) -> tuple[Point, 
         direction = moments.covariance - moments.covariance.mean()
         response = Curvature(problem, point).solve(direction[:, None], tolerance=1e-3)[:, 0]
         curvature = max(moments.variance - float(direction @ response), 1e-12 * moments.variance + 1e-300)
-        found = ScaleFit(moments.mean - problem.passes.label_sum, curvature, response)
-        if found.gap < tolerance * problem.size:
-            return point, found
+        fit = ScaleFit(moments.mean - problem.passes.label_sum, curvature, response)
+        if fit.gap < tolerance * problem.size:
+            return point, fit
         before = problem.scale
-        problem.scale = min(max(before - found.slope / curvature, before / 3), 3 * before)
+        problem.scale = min(max(before - fit.slope / curvature, before / 3), 3 * before)
         if not 1e-4 <= problem.scale <= 1e4:
             raise NotDetermined
-        point = minimise(problem, point.b + (problem.scale - before) * response, tolerance / 10)
-    return point, found
+        point = quasi_newton(problem, point.b + (problem.scale - before) * response, tolerance / 10)
+    return point, fit
 
 
 def spread_of(curvature: Curvature, fixed_counts: bool) -> float:

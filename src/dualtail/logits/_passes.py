@@ -32,7 +32,7 @@ _REUSE_RANGE = 20.0
 _LOWEST_EXPONENT = -69.0
 
 
-class Evaluation(NamedTuple):
+class SoftmaxSums(NamedTuple):
     """``sum_i log sum_k exp(scale f_ik + offset_k)`` and ``sum_i softmax(...)_i``, in float64."""
 
     log_partition: float
@@ -88,7 +88,7 @@ class SoftmaxPasses:
             self.counts = torch.bincount(index, minlength=self.num_classes).double()
         self._first_pass(index)
 
-    def evaluate(self, offset: Tensor, scale: float = 1.0) -> Evaluation:
+    def evaluate(self, offset: Tensor, scale: float = 1.0) -> SoftmaxSums:
         """Return the summed log-partition and the expected counts."""
         weights = self._weights(offset, scale)
         expected = torch.zeros_like(offset)
@@ -97,7 +97,7 @@ class SoftmaxPasses:
             total = torch.mv(values, weights, out=totals[rows])
             expected += total.reciprocal() @ values
         log_partition = totals.double().log_().sum() + self._tops.sum(dtype=torch.float64)
-        return Evaluation(float(log_partition), expected * weights.double())
+        return SoftmaxSums(float(log_partition), expected * weights.double())
 
     def product(self, offset: Tensor, vectors: Tensor, scale: float = 1.0) -> Tensor:
         """Return ``P^T P V`` for ``V (C, m)``, float64."""

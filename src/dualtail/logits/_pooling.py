@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dualtail.errors import InputError, nearest
+from dualtail.errors import InputError, check_choice
 from dualtail.logits._arrays import ArrayLike, as_float, as_logits, as_tensor, check_finite, row_chunks
-from dualtail.logits.adjust import _taken_off
 from dualtail.logits.prior import LabelPrior, as_log_prior
 
 # Entries of a chunk. The chunks of all members and their partial sums stay in cache, and torch runs operations of
@@ -82,12 +81,7 @@ RULES = tuple(_RULES)
 
 def get_rule(name: str) -> Rule:
     """Return the rule called ``name``, or refuse it naming the nearest."""
-    if name not in _RULES:
-        meant = nearest(name, RULES)
-        raise InputError(
-            f"unknown rule {name!r}",
-            fix=f"did you mean {meant!r}?" if meant else f"known are {', '.join(RULES)}",
-        )
+    check_choice("rule", name, RULES)
     return _RULES[name]
 
 
@@ -119,11 +113,6 @@ class Members:
             for i, value in enumerate(zero_shot)
         ]
         self._offsets = self._prior_offsets(zero_shot, priors, source_prior)
-        for i, (logits, of_zero_shot) in enumerate(zip(self.given, zero_shot, strict=True)):
-            if source_prior is not None:
-                _refuse_taken(logits, "source_prior", f"members[{i}]")
-            if of_zero_shot is not None:
-                _refuse_taken(of_zero_shot, "pretrain_prior", f"zero_shot_logits[{i}]")
         doubles = [
             str(array.dtype).endswith("float64")
             for array in (*self._rows, *self._zero_shot)
@@ -203,16 +192,6 @@ class Members:
                 parts.append(as_log_prior(prior, self.num_classes, f"pretrain_priors[{i}]"))
             offsets.append(sum(parts[1:], parts[0]) if parts else None)
         return offsets
-
-
-def _refuse_taken(logits: ArrayLike, prior: str, where: str) -> None:
-    """Refuse to take a prior off an answer of ``adjust_logits`` that has it off already."""
-    if _taken_off(logits).get(prior, 0.0) > 0:
-        raise InputError(
-            f"{prior} would be subtracted twice: these logits are adjusted already",
-            where=where,
-            fix="pass the model's own logits",
-        )
 
 
 def as_weights(weights: ArrayLike | None, num_members: int) -> list[float]:

@@ -17,15 +17,15 @@ al., "Generalized Logit Adjustment", NeurIPS 2023 (arXiv 2310.08106), for the ot
 from __future__ import annotations
 
 import math
-import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from dualtail.errors import InputError, nearest
+from dualtail.errors import InputError, check_choice
 from dualtail.logits._arrays import ArrayLike, answer_like, as_logits
-from dualtail.logits.losses import LOSSES
+from dualtail.logits.losses import LOSSES, LogitLoss, build_loss
 from dualtail.logits.prior import LabelPrior, as_log_prior
 
 
@@ -60,9 +60,9 @@ ADJUSTMENTS: dict[str, Adjustment] = {
     "gla_la": Adjustment(("pretrain_prior",), adds_zero_shot=True),
 }
 
-# What the answers of adjust_logits have had taken off, by their identity for as long as they live, so that the
-# notebook's cell that is run twice is noticed. Anything computed from them is not known.
-_TAKEN: dict[int, tuple[weakref.ref[Any], dict[str, float]]] = {}
+TrainedWith = LogitLoss | str | tuple[str, Mapping[str, Any]]
+# Shares of a prior that are not told from 0 or 1.
+_NEGLIGIBLE = 1e-2
 
 
 def adjust_logits(
@@ -73,7 +73,7 @@ def adjust_logits(
     source_prior: LabelPrior | ArrayLike | None = None,
     pretrain_prior: LabelPrior | ArrayLike | None = None,
     tau: float = 1.0,
-    trained_with: str | None = None,
+    trained_with: TrainedWith | None = None,
 ) -> Any:
     """Take label priors off logits; :data:`ADJUSTMENTS` names the ways, the module's table has their formulas.
 
@@ -86,16 +86,17 @@ def adjust_logits(
         source_prior: ``P_S``, a :class:`LabelPrior` or ``(C,)`` normalised log-probabilities.
         pretrain_prior: ``P_P``, likewise, such as :func:`estimate_label_prior` gives.
         tau: how much of the priors is taken off; -1 puts back what 1 took.
-        trained_with: the name in ``LOSSES`` of the loss that trained the model. If it has taken a prior into account
-            that the variant would subtract from its logits, that is refused.
+        trained_with: the loss that trained the model, its name in ``LOSSES``, or name and options, such as
+            ``("la", {"tau": 0.5})``. Where it has taken so much of a prior off the logits that what is to be subtracted
+            would be more than all of it, that is refused. The samples are taken to be drawn from ``source_prior``.
 
     Returns:
         Adjusted logits ``(..., C)``: numpy if ``logits`` were, else a tensor on their device; at least float32.
 
     Raises:
         InputError: an unknown variant or loss, a missing argument, shapes that differ, values that are not finite,
-            or a prior that would be subtracted twice: because the loss took it, or because ``logits`` are an answer
-            of this function.
+            or a prior that would be subtracted twice because the loss took it. That ``logits`` are adjusted already
+            cannot be seen from them.
 
     Example:
         >>> source, pretrain = LabelPrior.from_counts([9, 1]), LabelPrior.from_counts([1, 3])
@@ -108,7 +109,8 @@ def adjust_logits(
         ...
         dualtail.errors.InputError: variant 'gla_ft': source_prior would be subtracted twice: the loss 'la' has ...
     """
-    adjustment = _find(variant)
+    check_choice("adjustment", variant, ADJUSTMENTS)
+    adjustment = ADJUSTMENTS[variant]
     if not math.isfinite(tau):
         raise InputError(f"tau is {tau}", fix="expected a finite number")
     given = {
@@ -119,79 +121,76 @@ def adjust_logits(
     for name in adjustment.needs:
         if given[name] is None:
             raise InputError(f"{name} is missing", where=f"variant {variant!r}", fix=f"pass {name}")
-    if trained_with is not None:
-        _refuse_taken_by_loss(variant, trained_with)
-    taken = _take(_taken_off(logits), adjustment.from_logits, tau, variant)
     scores = as_logits(logits)
+    if trained_with is not None:
+        _refuse_taken(variant, trained_with, scores.shape[-1], source_prior, pretrain_prior, tau)
     offset = sum(tau * as_log_prior(given[name], scores.shape[-1], name) for name in adjustment.takes_off)
     if isinstance(offset, Tensor):
         scores = scores - offset.to(scores)
     if adjustment.adds_zero_shot:
-        of_zero_shot = _take(_taken_off(zero_shot_logits), ("pretrain_prior",), tau, variant)
-        taken = {**taken, **of_zero_shot}
         scores = scores + _zero_shot(zero_shot_logits, scores)
-    answer = answer_like(logits, scores.clone() if variant == "none" else scores)
-    _remember(answer, taken)
-    return answer
-
-
-def _find(variant: str) -> Adjustment:
-    if variant not in ADJUSTMENTS:
-        meant = nearest(variant, list(ADJUSTMENTS))
-        fix = f"did you mean {meant!r}?" if meant else f"one of {', '.join(ADJUSTMENTS)}"
-        raise InputError(f"unknown adjustment {variant!r}", fix=fix)
-    return ADJUSTMENTS[variant]
+    return answer_like(logits, scores.clone() if variant == "none" else scores)
 
 
 def _zero_shot(zero_shot_logits: ArrayLike, scores: Tensor) -> Tensor:
-    found = as_logits(zero_shot_logits, "zero_shot_logits")
-    if found.shape != scores.shape:
+    zero_shot = as_logits(zero_shot_logits, "zero_shot_logits")
+    if zero_shot.shape != scores.shape:
         raise InputError(
-            f"zero_shot_logits has shape {tuple(found.shape)}", fix=f"expected {tuple(scores.shape)}"
+            f"zero_shot_logits has shape {tuple(zero_shot.shape)}", fix=f"expected {tuple(scores.shape)}"
         )
-    return found.to(scores)
+    return zero_shot.to(scores)
 
 
-def _refuse_taken_by_loss(variant: str, trained_with: str) -> None:
-    if trained_with not in LOSSES:
-        meant = nearest(trained_with, list(LOSSES))
-        fix = f"did you mean {meant!r}?" if meant else f"one of {', '.join(LOSSES)}"
-        raise InputError(f"unknown loss {trained_with!r}", where="trained_with", fix=fix)
-    # Counts are the source prior in another form.
-    taken = {"source_prior" if need == "counts" else need for need in LOSSES[trained_with].needs}
-    for name in ADJUSTMENTS[variant].from_logits:
-        if name in taken:
-            instead = (
-                "'gla_la' adds zero-shot logits to such a model's"
-                if variant == "gla"
-                else "use variant 'none'"
-            )
-            raise InputError(
-                f"{name} would be subtracted twice: the loss {trained_with!r} has taken it into account",
-                where=f"variant {variant!r}",
-                fix=instead,
-            )
+def _refuse_taken(
+    variant: str,
+    trained_with: TrainedWith,
+    num_classes: int,
+    source_prior: LabelPrior | ArrayLike | None,
+    pretrain_prior: LabelPrior | ArrayLike | None,
+    tau: float,
+) -> None:
+    """Refuse to subtract more of a prior from a model's logits than its training left there."""
+    known = LabelPrior.uniform(num_classes) if source_prior is None else source_prior
+    source = LabelPrior(as_log_prior(known, num_classes, "source_prior"))
+    name, loss = _find_loss(trained_with, source, pretrain_prior)
+    taken = {
+        "source_prior": _share_taken(source, loss.remaining_prior(source)),
+        "pretrain_prior": loss.pretrain_tau,
+    }
+    for prior in ADJUSTMENTS[variant].from_logits:
+        share = taken[prior]
+        if min(share, tau) <= _NEGLIGIBLE or share + tau <= 1 + _NEGLIGIBLE:
+            continue
+        if share < 1 - _NEGLIGIBLE:
+            much, instead = f"{share:.2g} of it", f"use tau={1 - share:.2g} or less"
+        elif variant == "gla":
+            much, instead = "it", "'gla_la' adds zero-shot logits to such a model's"
+        else:
+            much, instead = "it", "use variant 'none'"
+        raise InputError(
+            f"{prior} would be subtracted twice: the loss {name!r} has taken {much} into account",
+            where=f"variant {variant!r}",
+            fix=instead,
+        )
 
 
-def _taken_off(logits: ArrayLike) -> dict[str, float]:
-    """Return how much of which prior has been taken off, as far as that is known."""
-    found = _TAKEN.get(id(logits))
-    return found[1] if found is not None and found[0]() is logits else {}
+def _find_loss(
+    trained_with: TrainedWith, source: LabelPrior, pretrain_prior: LabelPrior | ArrayLike | None
+) -> tuple[str, LogitLoss]:
+    if isinstance(trained_with, LogitLoss):
+        return type(trained_with).__name__, trained_with
+    name, options = (trained_with, {}) if isinstance(trained_with, str) else trained_with
+    if "counts" in LOSSES.find(name, "trained_with").needs:
+        raise InputError(
+            f"the loss {name!r} needs counts", where="trained_with", fix="pass the loss itself, not its name"
+        )
+    pretrain = LabelPrior.uniform(len(source)) if pretrain_prior is None else pretrain_prior
+    return name, build_loss(name, source_prior=source, pretrain_prior=pretrain, **options)
 
 
-def _take(taken: dict[str, float], names: tuple[str, ...], tau: float, variant: str) -> dict[str, float]:
-    """Return what will have been taken off, refusing to take more of a prior off that is off already."""
-    for name in names:
-        if taken.get(name, 0.0) * tau > 0:
-            raise InputError(
-                f"{name} would be subtracted twice: these logits are adjusted already",
-                where=f"variant {variant!r}",
-                fix="start from the model's own logits, with the tau that is wanted",
-            )
-        taken = {**taken, name: taken.get(name, 0.0) + tau}
-    return taken
-
-
-def _remember(answer: Any, taken: dict[str, float]) -> None:
-    key = id(answer)
-    _TAKEN[key] = (weakref.ref(answer, lambda _: _TAKEN.pop(key, None)), taken)
+def _share_taken(source: LabelPrior, remaining: LabelPrior) -> float:
+    """Return ``tau`` where ``source^tau`` has been taken off, and the nearest such ``tau`` where something else has."""
+    if source.is_uniform:
+        return 0.0
+    centred = source.log_prob - source.log_prob.mean()
+    return float((source.log_prob - remaining.log_prob) @ centred / (centred @ centred))

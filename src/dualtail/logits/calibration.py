@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualtail.errors import InputError
-from dualtail.logits._arrays import ArrayLike
+from dualtail.logits._arrays import ArrayLike, as_float, as_tensor
 from dualtail.logits._rows import logit_rows
 
 
@@ -56,6 +56,36 @@ class ReliabilityCurve:
         }
 
 
+class _ReliabilityTally:
+    """Sums over batches of (confidence, right or wrong) from which the reliability curve follows."""
+
+    def __init__(self, bins: int) -> None:
+        if bins < 1:
+            raise InputError(f"bins is {bins}", fix="expected at least 1")
+        self.bins = bins
+        self._edges = torch.from_numpy(np.linspace(0, 1, bins + 1))
+        self._count, self._hits, self._confidence = torch.zeros(3, bins, dtype=torch.float64)
+
+    def add(self, confidence: Tensor, hits: Tensor) -> None:
+        """Count a batch: ``confidence (n,)`` from 0 to 1 and ``hits (n,)`` booleans."""
+        bins = self.bin_of(confidence)
+        self._count += torch.bincount(bins, minlength=self.bins)
+        self._hits += _sums(bins, hits.double(), self.bins)
+        self._confidence += _sums(bins, confidence.double(), self.bins)
+
+    def bin_of(self, values: Tensor) -> Tensor:
+        """Return the bin of each value, on the CPU."""
+        # torch.bucketize without ``right`` is (low, high].
+        return torch.bucketize(values.double().cpu(), self._edges[1:-1])
+
+    def curve(self) -> ReliabilityCurve:
+        """Return accuracy against confidence."""
+        count = self._count.numpy()
+        with np.errstate(invalid="ignore"):
+            confidence, accuracy = self._confidence.numpy() / count, self._hits.numpy() / count
+        return ReliabilityCurve(self._edges.numpy(), count.astype(np.int64), confidence, accuracy)
+
+
 class CalibrationTally:
     """Sums over batches from which the reliability curve and both calibration errors follow.
 
@@ -65,13 +95,8 @@ class CalibrationTally:
     """
 
     def __init__(self, num_classes: int, bins: int = 15) -> None:
-        if bins < 1:
-            raise InputError(f"bins is {bins}", fix="expected at least 1")
+        self._reliability = _ReliabilityTally(bins)
         self.bins, self.samples = bins, 0
-        self._edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
-        self._count = torch.zeros(bins, dtype=torch.float64)
-        self._hits = torch.zeros(bins, dtype=torch.float64)
-        self._confidence = torch.zeros(bins, dtype=torch.float64)
         # For each class and bin: the sum of its probabilities minus how often it was the label.
         self._gap = torch.zeros(num_classes, bins, dtype=torch.float64)
 
@@ -79,24 +104,17 @@ class CalibrationTally:
         """Count a batch: ``probabilities (n, C)`` and ``labels (n,)``."""
         confidence, prediction = probabilities.max(1)
         self.samples += len(labels)
-        bins = self._bin(confidence)
-        self._count += torch.bincount(bins, minlength=self.bins)
-        self._hits += _sums(bins, (prediction == labels).double(), self.bins)
-        self._confidence += _sums(bins, confidence.double(), self.bins)
+        self._reliability.add(confidence, prediction == labels)
         self._add_gaps(probabilities, labels)
-
-    def _bin(self, values: Tensor) -> Tensor:
-        # torch.bucketize without ``right`` is (low, high].
-        return torch.bucketize(values.double().cpu(), self._edges[1:-1])
 
     def _add_gaps(self, probabilities: Tensor, labels: Tensor) -> None:
         # Nearly all probabilities lie in the first bin: sum them by column, then move the few that do not.
         self._gap[:, 0] += probabilities.sum(0, dtype=torch.float64).cpu()
         rows, classes = torch.nonzero(probabilities > 1 / self.bins, as_tuple=True)
         values = probabilities[rows, classes].double().cpu()
-        self._move(classes.cpu(), self._bin(values), values)
+        self._move(classes.cpu(), self._reliability.bin_of(values), values)
         of_label = probabilities.gather(1, labels[:, None])[:, 0]
-        flat = labels.cpu() * self.bins + self._bin(of_label)
+        flat = labels.cpu() * self.bins + self._reliability.bin_of(of_label)
         self._gap -= torch.bincount(flat, minlength=self._gap.numel()).view_as(self._gap)
 
     def _move(self, classes: Tensor, bins: Tensor, values: Tensor) -> None:
@@ -106,10 +124,7 @@ class CalibrationTally:
 
     def curve(self) -> ReliabilityCurve:
         """Return the reliability curve of the most probable class."""
-        count = self._count.numpy()
-        with np.errstate(invalid="ignore"):
-            confidence, accuracy = self._confidence.numpy() / count, self._hits.numpy() / count
-        return ReliabilityCurve(self._edges.numpy(), count.astype(np.int64), confidence, accuracy)
+        return self._reliability.curve()
 
     def classwise_ece(self) -> float:
         """Return the class-wise calibration error."""
@@ -133,6 +148,37 @@ def reliability_curve(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> R
         ([0, 0, 1, 2], [nan, nan, 0.0, 1.0])
     """
     return _tally(logits, labels, bins).curve()
+
+
+def reliability_from(confidence: ArrayLike, hits: ArrayLike, bins: int = 15) -> ReliabilityCurve:
+    """Return accuracy against confidence from these alone, where a model's logits are not at hand.
+
+    Args:
+        confidence: ``(N,)`` probabilities of the predicted classes.
+        hits: ``(N,)`` booleans: whether the prediction was right.
+        bins: how many, of equal width.
+
+    Raises:
+        InputError: other shapes, confidences outside 0 to 1, or fewer than one bin. No samples are fine.
+
+    Example:
+        >>> reliability_from([0.9, 0.8, 0.4], [True, False, True], bins=2).accuracy.tolist()
+        [1.0, 0.5]
+    """
+    chances, right = as_float(confidence, "confidence"), as_tensor(hits, "hits")
+    if chances.ndim != 1 or not bool(((chances >= 0) & (chances <= 1)).all()):
+        raise InputError(
+            f"confidence has shape {tuple(chances.shape)} or values outside 0 to 1",
+            fix="expected (N,) fractions",
+        )
+    if right.shape != chances.shape or right.dtype != torch.bool:
+        raise InputError(
+            f"hits has shape {tuple(right.shape)} and dtype {right.dtype}",
+            fix=f"expected ({len(chances)},) bool",
+        )
+    tally = _ReliabilityTally(bins)
+    tally.add(chances, right)
+    return tally.curve()
 
 
 def expected_calibration_error(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:

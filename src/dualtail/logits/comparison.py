@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from dualtail.errors import InputError
-from dualtail.logits._arrays import ArrayLike, as_labels, as_tensor
+from dualtail.errors import InputError, check_choice
+from dualtail.logits._arrays import ArrayLike, as_labels, as_tensor, check_saved
 from dualtail.logits._rows import as_predictions
 from dualtail.logits.intervals import check_interval, normal_quantile
 
@@ -52,6 +52,17 @@ class PairedTest:
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, as JSON holds them."""
         return asdict(self) | {"ci": list(self.ci)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PairedTest:
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            InputError: a key is missing or unknown.
+        """
+        check_saved("paired test", data, cls.__dataclass_fields__)
+        low, high = data["ci"]
+        return cls(**{**data, "ci": (low, high)})
 
 
 def paired_test(
@@ -95,8 +106,7 @@ def paired_test(
         >>> test.only_a, test.only_b, round(test.difference, 3), test.p_value
         (4, 1, 0.5, 0.375)
     """
-    if measure not in ("overall", "macro"):
-        raise InputError(f"unknown measure {measure!r}", fix="'overall' or 'macro'")
+    check_choice("measure", measure, ("overall", "macro"))
     check_interval(confidence, "wilson")
     target = as_tensor(labels, "labels")
     shape = tuple(target.shape)

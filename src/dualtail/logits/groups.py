@@ -6,15 +6,15 @@ Long-tailed Distribution", ICML 2025 (arXiv 2501.15955); its corner, D-Few and P
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from scipy import stats
 from torch import Tensor
 
-from dualtail.errors import InputError
-from dualtail.logits._arrays import ArrayLike, as_counts, as_labels, as_tensor
+from dualtail.errors import InputError, check_choice
+from dualtail.logits._arrays import ArrayLike, as_counts, as_labels, as_tensor, check_saved
 from dualtail.logits.prior import LabelPrior, as_log_prior
 
 GROUP_NAMES = ("many", "medium", "few")
@@ -29,8 +29,6 @@ class ClassGroups:
         index: ``(C,)`` int64: 0 many, 1 medium, 2 few (the order of ``GROUP_NAMES``).
         kind: ``"D"`` for groups by the counts of the training set, ``"P"`` for groups by a prior.
         rule: how they were cut, in words for a report.
-        membership: ``(C, 3)`` probabilities of belonging to each group given the standard errors of the prior,
-            or None where there are none.
 
     Example:
         >>> groups = ClassGroups.from_counts([500, 60, 60, 3])
@@ -41,7 +39,6 @@ class ClassGroups:
     index: Tensor
     kind: str
     rule: str = ""
-    membership: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         index = as_tensor(self.index, "index").detach().cpu()
@@ -51,16 +48,8 @@ class ClassGroups:
             )
         if int(index.min()) < 0 or int(index.max()) > _FEW:
             raise InputError("index holds a value outside 0 (many), 1 (medium), 2 (few)")
-        if self.kind not in ("D", "P"):
-            raise InputError(f"unknown kind {self.kind!r}", fix="'D' (counts) or 'P' (prior)")
+        check_choice("kind of groups", self.kind, ("D", "P"))
         object.__setattr__(self, "index", index.long())
-        if self.membership is not None:
-            membership = torch.as_tensor(self.membership, dtype=torch.float64).cpu()
-            if membership.shape != (len(index), 3):
-                raise InputError(
-                    f"membership has shape {tuple(membership.shape)}", fix=f"expected ({len(index)}, 3)"
-                )
-            object.__setattr__(self, "membership", membership)
 
     def __len__(self) -> int:
         """Return the number of classes C."""
@@ -73,8 +62,7 @@ class ClassGroups:
 
     def mask(self, name: str) -> Tensor:
         """Return ``(C,)`` booleans: which classes belong to the group ``name``."""
-        if name not in GROUP_NAMES:
-            raise InputError(f"unknown group {name!r}", fix=f"one of {', '.join(GROUP_NAMES)}")
+        check_choice("group", name, GROUP_NAMES)
         return self.index == GROUP_NAMES.index(name)
 
     def names_of(self, classes: ArrayLike | None = None) -> list[str]:
@@ -118,7 +106,7 @@ class ClassGroups:
         With quantiles ``(a, b)`` the ``round(a C)`` classes of lowest prior are P-Few and the ``C - round(b C)``
         of highest prior are P-Many, so two classes give one of each. Classes with exactly equal prior stay
         together whatever their order: where they straddle a cut they are P-Medium (all classes of a uniform
-        prior are). ``membership`` is filled when the prior has standard errors.
+        prior are). How sure each class's group is, :func:`membership_probabilities` tells.
 
         Args:
             prior: a :class:`LabelPrior` or ``(C,)`` normalised log-probabilities.
@@ -140,19 +128,11 @@ class ClassGroups:
         else:
             index = _rank_groups(log_prob.cpu()[None], quantiles)[0]
             rule = f"classes by prior, cut at quantiles {quantiles[0]:.3g} and {quantiles[1]:.3g}"
-        membership = None
-        if isinstance(prior, LabelPrior) and prior.standard_errors is not None:
-            membership = membership_probabilities(prior, quantiles, thresholds)
-        return cls(index, "P", rule, membership)
+        return cls(index, "P", rule)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-able values."""
-        return {
-            "index": self.index.tolist(),
-            "kind": self.kind,
-            "rule": self.rule,
-            "membership": None if self.membership is None else self.membership.tolist(),
-        }
+        return {"index": self.index.tolist(), "kind": self.kind, "rule": self.rule}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ClassGroups:
@@ -161,9 +141,7 @@ class ClassGroups:
         Raises:
             InputError: a key is missing or unknown.
         """
-        if set(data) != set(cls.__dataclass_fields__):
-            wrong = sorted(set(cls.__dataclass_fields__) ^ set(data))
-            raise InputError(f"not saved class groups: {wrong[0]!r} is missing or unknown")
+        check_saved("grouping", data, cls.__dataclass_fields__)
         return cls(**data)
 
 
@@ -248,8 +226,8 @@ def compare_priors(first: LabelPrior | ArrayLike, second: LabelPrior | ArrayLike
     """Compare the priors of two models, or of a model and a data set.
 
     Example:
-        >>> found = compare_priors(LabelPrior.from_counts([1, 2, 3, 4]), LabelPrior.from_counts([1, 3, 2, 4]))
-        >>> round(found.spearman, 3), round(found.kendall, 3), round(found.overlap, 3)
+        >>> alike = compare_priors(LabelPrior.from_counts([1, 2, 3, 4]), LabelPrior.from_counts([1, 3, 2, 4]))
+        >>> round(alike.spearman, 3), round(alike.kendall, 3), round(alike.overlap, 3)
         (0.8, 0.667, 0.9)
     """
     a = (first.log_prob if isinstance(first, LabelPrior) else as_log_prior(first, len(first))).cpu()

@@ -1,4 +1,4 @@
-"""Confidence intervals for accuracies: of one proportion, and of a mean over classes.
+"""Confidence intervals: of one proportion, of a mean over classes, of what is computed from such, of a correlation.
 
 A group's accuracy is the mean over its classes of their accuracies, so it is a sum of independent binomials
 with different chances and sample counts. Treating its samples as one binomial is wrong twice: it weighs classes
@@ -8,22 +8,25 @@ repetition. The intervals here know the classes.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from dualtail.errors import InputError, nearest
+from dualtail.errors import InputError, check_choice
 from dualtail.logits._arrays import ArrayLike
 
-Method = Literal["wilson", "clopper_pearson", "bootstrap"]
+Interval = tuple[float, float]
+IntervalMethod = Literal["wilson", "clopper_pearson", "bootstrap"]
 INTERVALS: tuple[str, ...] = ("wilson", "clopper_pearson", "bootstrap")
 _BLOCK = 1 << 22  # random numbers drawn at once
 
 
 def proportion_interval(
-    correct: ArrayLike, n: ArrayLike, confidence: float = 0.95, method: Method = "wilson"
+    correct: ArrayLike, n: ArrayLike, confidence: float = 0.95, method: IntervalMethod = "wilson"
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the bounds of the chance of success, given ``correct`` successes in ``n`` trials each.
 
@@ -62,12 +65,12 @@ def mean_interval(
     correct: ArrayLike,
     n: ArrayLike,
     confidence: float = 0.95,
-    method: Method = "wilson",
+    method: IntervalMethod = "wilson",
     *,
     weights: ArrayLike | None = None,
     resamples: int = 2000,
     seed: int = 0,
-) -> tuple[float, float] | None:
+) -> Interval | None:
     r"""Return the interval of a weighted mean of class accuracies :math:`A = \sum_c w_c p_c`.
 
     Samples are independent within each class and ``n_c`` is fixed (a stratified sample); classes without samples
@@ -124,14 +127,97 @@ def mean_interval(
     return float(low[0]), float(high[0])
 
 
+def difference_interval(a: float, a_ci: Interval, b: float, b_ci: Interval) -> Interval:
+    r"""Return the interval of ``a - b`` from the intervals of two independent estimates (MOVER).
+
+    .. math:: a - b - \sqrt{(a - l_a)^2 + (u_b - b)^2}, \qquad a - b + \sqrt{(u_a - a)^2 + (b - l_b)^2}
+
+    Unlike the sum of the variances it keeps what the intervals know: the bounds of a fraction near 0 or 1 are not
+    equally far from it. The coverage is that of the two intervals.
+
+    Args:
+        a: an estimate, such as the accuracy of one group of classes.
+        a_ci: its interval.
+        b: another, from other samples: on the same samples, :func:`dualtail.logits.comparison.paired_test` knows
+            more.
+        b_ci: its interval, of the same coverage.
+
+    Source:
+        Newcombe, "Interval Estimation for the Difference between Independent Proportions", Statistics in Medicine
+        1998 (method 10); Zou and Donner, "Construction of Confidence Limits about Effect Measures: a General
+        Approach", Statistics in Medicine 2008.
+
+    Example:
+        >>> [round(bound, 3) for bound in difference_interval(0.9, (0.8, 0.95), 0.7, (0.6, 0.78))]
+        [0.072, 0.312]
+    """
+    down, up = math.hypot(a - a_ci[0], b_ci[1] - b), math.hypot(a_ci[1] - a, b - b_ci[0])
+    return a - b - down, a - b + up
+
+
+def weighted_mean_interval(
+    estimates: Sequence[float], intervals: Sequence[Interval], weights: Sequence[float]
+) -> Interval:
+    r"""Return the interval of a weighted mean of independent estimates from theirs (MOVER).
+
+    .. math:: \sum_i w_i e_i \; - \sqrt{\sum_i w_i^2 (e_i - l_i)^2}, \qquad
+        \sum_i w_i e_i + \sqrt{\sum_i w_i^2 (u_i - e_i)^2}
+
+    Args:
+        estimates: such as the accuracies of groups of classes.
+        intervals: theirs, all of the same coverage.
+        weights: not negative, such as the numbers of classes; divided by their sum.
+
+    Source:
+        Zou and Donner, "Construction of Confidence Limits about Effect Measures: a General Approach", Statistics in
+        Medicine 2008.
+
+    Example:
+        >>> [round(bound, 3) for bound in weighted_mean_interval([0.9, 0.7], [(0.8, 0.95), (0.6, 0.78)], [1, 1])]
+        [0.729, 0.847]
+    """
+    total = sum(weights)
+    parts = [
+        (w / total, e, low, high) for w, e, (low, high) in zip(weights, estimates, intervals, strict=True)
+    ]
+    mean = sum(w * e for w, e, _, _ in parts)
+    down = math.hypot(*(w * (e - low) for w, e, low, _ in parts))
+    up = math.hypot(*(w * (high - e) for w, e, _, high in parts))
+    return mean - down, mean + up
+
+
+def correlation_interval(correlation: float, n: int, confidence: float = 0.95) -> Interval:
+    r"""Return the interval of Spearman's rank correlation, by Fisher's z.
+
+    .. math:: \tanh \left( \operatorname{artanh} r \pm z \sqrt{\frac{1 + r^2 / 2}{n - 3}} \right)
+
+    Args:
+        correlation: ``r``, from -1 to 1, or NaN where it is not defined.
+        n: pairs, such as classes.
+        confidence: nominal coverage.
+
+    Returns:
+        ``(low, high)``; (-1, 1) where the correlation is NaN or fewer than five pairs say nothing.
+
+    Source:
+        Bonett and Wright, "Sample Size Requirements for Estimating Pearson, Kendall and Spearman Correlations",
+        Psychometrika 2000.
+
+    Example:
+        >>> [round(bound, 3) for bound in correlation_interval(0.5, 50)], correlation_interval(0.9, 4)
+        ([0.241, 0.692], (-1.0, 1.0))
+    """
+    check_interval(confidence, "wilson")
+    if math.isnan(correlation) or n < 5:
+        return -1.0, 1.0
+    bounded = min(max(correlation, -0.999999), 0.999999)
+    half = normal_quantile(confidence) * math.sqrt((1 + bounded**2 / 2) / (n - 3))
+    return math.tanh(math.atanh(bounded) - half), math.tanh(math.atanh(bounded) + half)
+
+
 def check_interval(confidence: float, method: str) -> None:
     """Refuse an unknown interval and a confidence outside (0, 1)."""
-    if method not in INTERVALS:
-        near = nearest(str(method), INTERVALS)
-        raise InputError(
-            f"unknown interval {method!r}",
-            fix=f"did you mean {near!r}?" if near else f"one of {', '.join(INTERVALS)}",
-        )
+    check_choice("interval", method, INTERVALS)
     if not 0 < confidence < 1:
         raise InputError(f"confidence is {confidence}", fix="expected a fraction such as 0.95")
 

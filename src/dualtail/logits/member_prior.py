@@ -14,8 +14,8 @@ from scipy import optimize
 from torch import Tensor
 
 from dualtail.errors import InputError
-from dualtail.logits._arrays import ArrayLike, as_labels
-from dualtail.logits._convex import Minimum, Vector, box, minimise, simplex
+from dualtail.logits._arrays import ArrayLike, as_labels, check_saved
+from dualtail.logits._convex import Minimum, Vector, box, newton, simplex
 from dualtail.logits._pooling import Members, as_temperatures, as_weights, get_rule
 from dualtail.logits.prior import LabelPrior
 
@@ -78,9 +78,7 @@ class MemberPrior:
         Raises:
             InputError: a key is missing or unknown.
         """
-        wrong = sorted(set(cls.__dataclass_fields__) ^ set(data))
-        if wrong:
-            raise InputError(f"not a saved member prior: {wrong[0]!r} is missing or unknown")
+        check_saved("member prior", data, cls.__dataclass_fields__)
         lists = {key: torch.tensor(data[key], dtype=torch.float64) for key in ("weights", "temperatures")}
         return cls(**{**data, **lists})
 
@@ -163,22 +161,22 @@ def fit_member_prior(
     target = as_labels(labels, pool.num_classes, pool.shape[:-1]).reshape(-1).to(pool.device)
     if not len(target):
         raise InputError("labels are empty", fix="pass at least one sample")
-    problem = _Problem(pool, target, _sample_weights(target, pool.num_classes, balanced))
+    labelled = _LabelledMembers(pool, target, _sample_weights(target, pool.num_classes, balanced))
     fit = _fit_mixture if rule == "probabilities" else _fit_product
-    weights, multipliers, found, uniform_nll = fit(problem, fit_temperatures)
+    weights, multipliers, minimum, uniform_nll = fit(labelled, fit_temperatures)
     return MemberPrior(
         weights=torch.from_numpy(weights / weights.sum()),
         temperatures=pool.temperatures / torch.from_numpy(multipliers),
         rule=rule,
-        nll=found.value,
+        nll=minimum.value,
         uniform_nll=uniform_nll,
-        optimality_gap=found.gap,
+        optimality_gap=minimum.gap,
         num_samples=len(target),
         balanced=balanced,
     )
 
 
-class _Problem:
+class _LabelledMembers:
     """The objectives: each reads the members in chunks and sums in float64."""
 
     def __init__(self, pool: Members, labels: Tensor, sample_weights: Tensor) -> None:
@@ -230,52 +228,52 @@ _Fit = tuple[
 ]  # weights, inverse temperatures, where it ended, NLL of uniform weights
 
 
-def _fit_product(problem: _Problem, fit_temperatures: bool | str) -> _Fit:
-    members = len(problem)
+def _fit_product(labelled: _LabelledMembers, fit_temperatures: bool | str) -> _Fit:
+    members = len(labelled)
     uniform = np.full(members, 1 / members)
-    uniform_nll = problem.product(uniform)[0]
+    uniform_nll = labelled.product(uniform)[0]
     if fit_temperatures in (True, "joint"):
-        found = minimise(problem.product, uniform, box(0.0, _COLDEST))
-        total = float(np.clip(found.point.sum(), _HOTTEST, _COLDEST))
-        weights = found.point if found.point.any() else uniform
-        return weights, np.full(members, total), found, uniform_nll
-    multipliers = _fit_each(problem) if fit_temperatures == "member" else np.ones(members)
+        minimum = newton(labelled.product, uniform, box(0.0, _COLDEST))
+        total = float(np.clip(minimum.point.sum(), _HOTTEST, _COLDEST))
+        weights = minimum.point if minimum.point.any() else uniform
+        return weights, np.full(members, total), minimum, uniform_nll
+    multipliers = _fit_each(labelled) if fit_temperatures == "member" else np.ones(members)
 
     def scaled(weights: Vector) -> tuple[float, Vector, Vector]:
-        value, slope, curvature = problem.product(weights * multipliers)
+        value, slope, curvature = labelled.product(weights * multipliers)
         return value, slope * multipliers, curvature * np.outer(multipliers, multipliers)
 
-    found = minimise(scaled, uniform, simplex())
-    return found.point, multipliers, found, uniform_nll
+    minimum = newton(scaled, uniform, simplex())
+    return minimum.point, multipliers, minimum, uniform_nll
 
 
-def _fit_mixture(problem: _Problem, fit_temperatures: bool | str) -> _Fit:
-    members = len(problem)
-    share = problem.sample_weights.cpu().numpy()
+def _fit_mixture(labelled: _LabelledMembers, fit_temperatures: bool | str) -> _Fit:
+    members = len(labelled)
+    share = labelled.sample_weights.cpu().numpy()
     uniform = np.full(members, 1 / members)
-    uniform_nll = _mixture(problem.label_log_probs(np.ones(members))[0], share, uniform)[0]
+    uniform_nll = _mixture(labelled.label_log_probs(np.ones(members))[0], share, uniform)[0]
 
     def best_weights(multipliers: Vector) -> tuple[Minimum, Vector]:
-        table = problem.label_log_probs(multipliers)[0]
-        return minimise(lambda weights: _mixture(table, share, weights), uniform, simplex()), multipliers
+        table = labelled.label_log_probs(multipliers)[0]
+        return newton(lambda weights: _mixture(table, share, weights), uniform, simplex()), multipliers
 
     if not fit_temperatures:
         candidates = [best_weights(np.ones(members))]
     elif fit_temperatures == "member":
-        candidates = [best_weights(_fit_each(problem))]
+        candidates = [best_weights(_fit_each(labelled))]
     else:
-        candidates = [best_weights(np.ones(members)), best_weights(_fit_each(problem))]
-        found, multipliers = min(candidates, key=lambda candidate: candidate[0].value)
-        candidates.append(best_weights(_descend_jointly(problem, share, found.point, multipliers)))
-    found, multipliers = min(candidates, key=lambda candidate: candidate[0].value)
-    return found.point, multipliers, found, uniform_nll
+        candidates = [best_weights(np.ones(members)), best_weights(_fit_each(labelled))]
+        minimum, multipliers = min(candidates, key=lambda candidate: candidate[0].value)
+        candidates.append(best_weights(_descend_jointly(labelled, share, minimum.point, multipliers)))
+    minimum, multipliers = min(candidates, key=lambda candidate: candidate[0].value)
+    return minimum.point, multipliers, minimum, uniform_nll
 
 
-def _fit_each(problem: _Problem) -> Vector:
+def _fit_each(labelled: _LabelledMembers) -> Vector:
     """Return the inverse temperature that suits each member alone."""
     bounds = box(_HOTTEST, _COLDEST)
-    found = [minimise(partial(problem.product, only=c), np.ones(1), bounds) for c in range(len(problem))]
-    return np.concatenate([minimum.point for minimum in found])
+    minima = [newton(partial(labelled.product, only=c), np.ones(1), bounds) for c in range(len(labelled))]
+    return np.concatenate([minimum.point for minimum in minima])
 
 
 def _mixture(log_probs: Vector, share: Vector, weights: Vector) -> tuple[float, Vector, Vector]:
@@ -289,13 +287,15 @@ def _mixture(log_probs: Vector, share: Vector, weights: Vector) -> tuple[float, 
     return -float(share @ log_mixture[:, 0]), -weighted.sum(0), ratio.T @ weighted
 
 
-def _descend_jointly(problem: _Problem, share: Vector, weights: Vector, multipliers: Vector) -> Vector:
+def _descend_jointly(
+    labelled: _LabelledMembers, share: Vector, weights: Vector, multipliers: Vector
+) -> Vector:
     """Return inverse temperatures of a mixture, descending in weights and temperatures together."""
     members = len(weights)
 
     def objective(x: Vector) -> tuple[float, Vector]:
         mix, inverse = np.exp(x[:members] - np.logaddexp.reduce(x[:members])), np.exp(x[members:])
-        table, slopes = problem.label_log_probs(inverse)
+        table, slopes = labelled.label_log_probs(inverse)
         value, slope, _ = _mixture(table, share, mix)
         responsibility = np.exp(
             table + np.log(mix) - np.logaddexp.reduce(table + np.log(mix), axis=1)[:, None]
@@ -306,8 +306,8 @@ def _descend_jointly(problem: _Problem, share: Vector, weights: Vector, multipli
     # A weight of exactly 0 could never leave it in these coordinates.
     start = np.concatenate([np.log(np.maximum(weights, 1e-3)), np.log(multipliers)])
     bounds = [(-30.0, 30.0)] * members + [(math.log(_HOTTEST), math.log(_COLDEST))] * members
-    found = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds)
-    return np.exp(found.x[members:])
+    best = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds)
+    return np.exp(best.x[members:])
 
 
 def _sample_weights(labels: Tensor, num_classes: int, balanced: bool) -> Tensor:

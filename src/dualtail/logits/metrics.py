@@ -10,8 +10,8 @@ Ties go to the first class everywhere, in top-k as in argmax.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -21,14 +21,35 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dualtail.errors import InputError
-from dualtail.logits._arrays import ArrayLike
+from dualtail.logits._arrays import ArrayLike, check_saved
 from dualtail.logits._rows import logit_rows
 from dualtail.logits.calibration import CalibrationTally
 from dualtail.logits.groups import GROUP_NAMES, ClassGroups
-from dualtail.logits.intervals import Method, check_interval, mean_interval, proportion_interval
+from dualtail.logits.intervals import (
+    Interval,
+    IntervalMethod,
+    check_interval,
+    mean_interval,
+    proportion_interval,
+)
 
 TOP_K = 5  # of the figure ``top5``
-Interval = tuple[float, float]
+# What an evaluation says in one number or word each, in the order of ``metrics.json``.
+_NUMBERS = (
+    *(
+        "split",
+        "n",
+        "classes",
+        "overall",
+        "macro",
+        "macro_f1",
+        "worst",
+        "harmonic",
+        "geometric",
+        "zero_floor",
+    ),
+    *("top5", "nll", "ece", "classwise_ece"),
+)
 
 
 @dataclass(frozen=True)
@@ -51,13 +72,17 @@ class GroupAccuracy:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of ``metrics.json``."""
-        return {
-            "accuracy": self.accuracy,
-            "classes": self.classes,
-            "absent": self.absent,
-            "n": self.n,
-            "ci": None if self.ci is None else list(self.ci),
-        }
+        return asdict(self) | {"ci": None if self.ci is None else list(self.ci)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> GroupAccuracy:
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            InputError: a key is missing or unknown.
+        """
+        check_saved("group accuracy", data, cls.__dataclass_fields__)
+        return cls(**{**data, "ci": _pair(data["ci"])})
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +105,33 @@ class ClassTable:
     ci_low: NDArray[np.float64]
     ci_high: NDArray[np.float64]
 
+    @classmethod
+    def from_counts(
+        cls,
+        n: ArrayLike,
+        correct: ArrayLike,
+        predicted: ArrayLike,
+        confidence: float = 0.95,
+        interval: IntervalMethod = "wilson",
+    ) -> ClassTable:
+        """Return the table that follows from the counts ``(C,)``, as in :class:`ClassTable`.
+
+        Args:
+            n: test samples.
+            correct: how many of them were predicted right.
+            predicted: samples of any class that were predicted to be this one.
+            confidence: nominal coverage of the intervals.
+            interval: as in :func:`dualtail.logits.intervals.proportion_interval`.
+
+        Example:
+            >>> ClassTable.from_counts([4, 0], [3, 0], [3, 1]).accuracy.tolist()
+            [0.75, nan]
+        """
+        n, correct, predicted = (np.asarray(counts, dtype=np.int64) for counts in (n, correct, predicted))
+        with np.errstate(invalid="ignore"):
+            accuracy = correct / n
+        return cls(n, correct, predicted, accuracy, *proportion_interval(correct, n, confidence, interval))
+
     def to_dict(self) -> dict[str, list[Any]]:
         """Return the columns without the intervals, as lists; an absent class's accuracy is None."""
         return {
@@ -89,6 +141,18 @@ class ClassTable:
             "accuracy": [None if value != value else value for value in self.accuracy.tolist()],
         }
 
+    @classmethod
+    def from_dict(
+        cls, data: Mapping[str, Any], confidence: float = 0.95, interval: IntervalMethod = "wilson"
+    ) -> ClassTable:
+        """Read what :meth:`to_dict` wrote; accuracies and intervals are computed from the counts again.
+
+        Raises:
+            InputError: a key is missing or unknown.
+        """
+        check_saved("class table", data, ("n", "correct", "predicted", "accuracy"))
+        return cls.from_counts(data["n"], data["correct"], data["predicted"], confidence, interval)
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
@@ -97,6 +161,7 @@ class Evaluation:
     Attributes:
         split: the name the caller gave.
         n: samples.
+        classes: C.
         overall: accuracy over samples.
         macro: accuracy over classes.
         macro_f1: mean over the classes present of :math:`2 TP / (n_c + predicted_c)`.
@@ -111,7 +176,7 @@ class Evaluation:
         overall_ci: interval of ``overall``.
         macro_ci: interval of ``macro``.
         absent_classes: classes without test samples.
-        per_class: a :class:`ClassTable`.
+        per_class: a :class:`ClassTable`; None where the evaluation was saved without it.
         d_groups: accuracy by D-group, or None.
         p_groups: accuracy by P-group, or None.
         cross: ``cross[D][P]``, or None without both.
@@ -121,6 +186,7 @@ class Evaluation:
 
     split: str
     n: int
+    classes: int
     overall: float
     macro: float
     macro_f1: float
@@ -135,27 +201,89 @@ class Evaluation:
     overall_ci: Interval
     macro_ci: Interval
     absent_classes: tuple[int, ...]
-    per_class: ClassTable
+    per_class: ClassTable | None
     d_groups: Mapping[str, GroupAccuracy] | None
     p_groups: Mapping[str, GroupAccuracy] | None
     cross: Mapping[str, Mapping[str, GroupAccuracy]] | None
     confidence: float
-    interval: str
+    interval: IntervalMethod
 
     @property
     def tail_tail(self) -> GroupAccuracy | None:
         """The cell of the cross table that suffers most: D-Few and P-Few."""
         return None if self.cross is None else self.cross["few"]["few"]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return ``metrics.json``: plain numbers, strings, lists and dictionaries; None where undefined."""
-        result: dict[str, Any] = {"split": self.split, "n": self.n, "classes": len(self.per_class.n)}
-        for name in ("overall", "macro", "macro_f1", "worst", "harmonic", "geometric", "zero_floor"):
-            result[name] = getattr(self, name)
-        if self.top5 is not None:
-            result["top5"] = self.top5
-        for name in ("nll", "ece", "classwise_ece"):
-            result[name] = getattr(self, name)
+    def by_group(self) -> dict[str, GroupAccuracy]:
+        """Return every accuracy over a set of classes by its key, in one flat dictionary.
+
+        The keys are ``overall`` (over samples), ``d_many``, ``d_medium``, ``d_few``, ``p_many``, ..., the cells
+        ``many.many``, ..., ``few.few`` (D, then P) and ``tail_tail``, which is ``few.few``. Groupings that the
+        evaluation does not have leave their keys out.
+
+        Example:
+            >>> groups = ClassGroups.from_counts([200, 10])
+            >>> list(evaluate([[1.0, 0.0], [0.0, 1.0]], [0, 1], d_groups=groups).by_group())
+            ['overall', 'd_many', 'd_medium', 'd_few']
+        """
+        absent = len(self.absent_classes)
+        flat = {"overall": GroupAccuracy(self.overall, self.classes, absent, self.n, self.overall_ci)}
+        for kind, groups in (("d", self.d_groups), ("p", self.p_groups)):
+            flat |= {f"{kind}_{name}": group for name, group in (groups or {}).items()}
+        for d, row in (self.cross or {}).items():
+            flat |= {f"{d}.{p}": cell for p, cell in row.items()}
+        if self.tail_tail is not None:
+            flat["tail_tail"] = self.tail_tail
+        return flat
+
+    def regrouped(
+        self,
+        d_groups: ClassGroups | None = None,
+        p_groups: ClassGroups | None = None,
+        *,
+        resamples: int = 2000,
+        seed: int = 0,
+    ) -> Evaluation:
+        """Return the same evaluation with other groups of classes, from the counts of its classes alone.
+
+        One pass over logits thus serves several groupings: the answer is that of :func:`evaluate` with these groups.
+
+        Args:
+            d_groups: classes by the counts of the training set; none by default.
+            p_groups: classes by a pre-training prior; none by default.
+            resamples: of the bootstrap, as they were given to :func:`evaluate`.
+            seed: likewise.
+
+        Raises:
+            InputError: groups of another number of classes, or an evaluation that was saved without its classes.
+
+        Example:
+            >>> result = evaluate([[3.0, 0.0], [2.0, 0.0], [0.0, 2.0]], [0, 1, 1])
+            >>> result.regrouped(ClassGroups.from_counts([200, 10])).by_group()["d_few"].accuracy
+            0.5
+        """
+        table = self.per_class
+        if table is None:
+            raise InputError("this evaluation was saved without its classes", fix="evaluate again")
+        bounds = partial(
+            mean_interval,
+            table.correct,
+            table.n,
+            self.confidence,
+            self.interval,
+            resamples=resamples,
+            seed=seed,
+        )
+        return replace(self, **_by_group(table.n, table.correct, d_groups, p_groups, bounds))
+
+    def to_dict(self, *, per_class: bool = True) -> dict[str, Any]:
+        """Return ``metrics.json``: plain numbers, strings, lists and dictionaries; None where undefined.
+
+        Args:
+            per_class: False leaves the table of the classes out.
+        """
+        result: dict[str, Any] = {name: getattr(self, name) for name in _NUMBERS}
+        if self.top5 is None:
+            del result["top5"]
         result |= {"overall_ci": list(self.overall_ci), "macro_ci": list(self.macro_ci)}
         result |= {"confidence": self.confidence, "interval": self.interval}
         result["absent_classes"] = list(self.absent_classes)
@@ -167,12 +295,41 @@ class Evaluation:
                 d: {p: cell.to_dict() for p, cell in row.items()} for d, row in self.cross.items()
             }
             result["tail_tail"] = self.cross["few"]["few"].to_dict()
-        result["per_class"] = self.per_class.to_dict()
+        if per_class and self.per_class is not None:
+            result["per_class"] = self.per_class.to_dict()
         return result
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:
+        """Read what :meth:`to_dict` wrote, such as a run's ``metrics.json``.
+
+        Raises:
+            InputError: a key is missing or unknown.
+
+        Example:
+            >>> result = evaluate([[1.0, 0.0], [0.0, 1.0]], [0, 1])
+            >>> Evaluation.from_dict(result.to_dict()).to_dict() == result.to_dict()
+            True
+        """
+        optional = {"top5", "d_groups", "p_groups", "cross", "tail_tail", "per_class"}
+        known = {*cls.__dataclass_fields__, "tail_tail"}
+        check_saved("evaluation", {**dict.fromkeys(optional), **data}, known)
+        values: dict[str, Any] = {name: data.get(name) for name in cls.__dataclass_fields__}
+        values |= {name: _pair(data[name]) for name in ("overall_ci", "macro_ci")}
+        values["absent_classes"] = tuple(data["absent_classes"])
+        for name in ("d_groups", "p_groups"):
+            values[name] = _read_groups(data.get(name))
+        if data.get("cross") is not None:
+            values["cross"] = {d: _read_groups(row) for d, row in data["cross"].items()}
+        if data.get("per_class") is not None:
+            values["per_class"] = ClassTable.from_dict(
+                data["per_class"], data["confidence"], data["interval"]
+            )
+        return cls(**values)
 
     def __str__(self) -> str:
         lines = [
-            f"{self.split}: {self.n} samples, {len(self.per_class.n)} classes"
+            f"{self.split}: {self.n} samples, {self.classes} classes"
             + (f", {len(self.absent_classes)} of them absent" if self.absent_classes else ""),
             f"  overall {_percent(self.overall, self.overall_ci)}   macro {_percent(self.macro, self.macro_ci)}"
             f"   worst class {_percent(self.worst)}",
@@ -196,7 +353,7 @@ def evaluate(
     p_groups: ClassGroups | None = None,
     split: str = "test",
     confidence: float = 0.95,
-    interval: Method = "wilson",
+    interval: IntervalMethod = "wilson",
     bins: int = 15,
     zero_floor: float = 0.0,
     resamples: int = 2000,
@@ -295,19 +452,13 @@ class Tally:
         p_groups: ClassGroups | None = None,
         split: str = "test",
         confidence: float = 0.95,
-        interval: Method = "wilson",
+        interval: IntervalMethod = "wilson",
         zero_floor: float = 0.0,
         resamples: int = 2000,
         seed: int = 0,
     ) -> Evaluation:
         """Return the figures of everything added; the arguments are those of :func:`evaluate`."""
         check_interval(confidence, interval)
-        for name, groups in (("d_groups", d_groups), ("p_groups", p_groups)):
-            if groups is not None and len(groups) != self.num_classes:
-                raise InputError(
-                    f"{name} has {len(groups)} classes",
-                    fix=f"expected {self.num_classes}, as the logits have",
-                )
         n, correct, predicted = (x.numpy() for x in (self._n, self._correct, self._predicted))
         total = int(n.sum())
         if not total:
@@ -319,6 +470,7 @@ class Tally:
         return Evaluation(
             split=split,
             n=total,
+            classes=self.num_classes,
             overall=int(correct.sum()) / total,
             macro=float(accuracies.mean()),
             macro_f1=float((2 * correct / np.maximum(n + predicted, 1))[present].mean()),
@@ -333,7 +485,7 @@ class Tally:
             overall_ci=cast(Interval, bounds(weights=n)),
             macro_ci=cast(Interval, bounds()),
             absent_classes=tuple(np.flatnonzero(~present).tolist()),
-            per_class=_class_table(n, correct, predicted, confidence, interval),
+            per_class=ClassTable.from_counts(n, correct, predicted, confidence, interval),
             **_by_group(n, correct, d_groups, p_groups, bounds),
             confidence=confidence,
             interval=interval,
@@ -348,6 +500,11 @@ def _by_group(
     bounds: Callable[..., Interval | None],
 ) -> dict[str, Any]:
     """Return the entries ``d_groups``, ``p_groups`` and ``cross`` of an :class:`Evaluation`."""
+    for kind, groups in (("d_groups", d_groups), ("p_groups", p_groups)):
+        if groups is not None and len(groups) != len(n):
+            raise InputError(
+                f"{kind} has {len(groups)} classes", fix=f"expected {len(n)}, as the logits have"
+            )
 
     def accuracy(members: NDArray[np.bool_]) -> GroupAccuracy:
         some = members & (n > 0)
@@ -383,7 +540,9 @@ def class_accuracy(logits: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
     tally = Tally(rows.num_classes, calibrated=False)
     for chunk, target in rows:
         tally.add(chunk, target)
-    return tally.evaluation().per_class.accuracy
+    table = tally.evaluation().per_class
+    assert table is not None  # only what is read back may lack it
+    return table.accuracy
 
 
 def top_k_accuracy(logits: ArrayLike, labels: ArrayLike, k: int = 5) -> float:
@@ -451,17 +610,14 @@ def _fractions(accuracies: ArrayLike, zero_floor: float) -> NDArray[np.float64]:
     return np.maximum(values, zero_floor)
 
 
-def _class_table(
-    n: NDArray[np.int64],
-    correct: NDArray[np.int64],
-    predicted: NDArray[np.int64],
-    confidence: float,
-    interval: Method,
-) -> ClassTable:
-    with np.errstate(invalid="ignore"):
-        accuracy = correct / n
-    low, high = proportion_interval(correct, n, confidence, interval)
-    return ClassTable(n, correct, predicted, accuracy, low, high)
+def _pair(bounds: Sequence[float] | None) -> Any:
+    return None if bounds is None else tuple(bounds)
+
+
+def _read_groups(groups: Mapping[str, Any] | None) -> dict[str, GroupAccuracy] | None:
+    if groups is None:
+        return None
+    return {name: GroupAccuracy.from_dict(group) for name, group in groups.items()}
 
 
 def _percent(fraction: float | None, ci: Interval | None = None) -> str:

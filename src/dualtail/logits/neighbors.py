@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dualtail.errors import InputError
+from dualtail.errors import InputError, check_choice
 from dualtail.logits._arrays import (
     ArrayLike,
     answer_like,
@@ -26,12 +26,12 @@ from dualtail.logits._arrays import (
     row_chunks,
 )
 from dualtail.logits._rows import as_predictions
-from dualtail.logits._search import nearest
 from dualtail.logits.groups import ClassGroups
-from dualtail.logits.intervals import Method
+from dualtail.logits.intervals import IntervalMethod
 from dualtail.logits.metrics import Evaluation, Tally
 
 _BUDGET = 1 << 22  # entries of a chunk of features or votes
+_SCORES = 1 << 24  # similarities held at once
 
 
 def nearest_neighbors(bank: ArrayLike, queries: ArrayLike | None, k: int = 200) -> tuple[Any, Any]:
@@ -56,10 +56,10 @@ def nearest_neighbors(bank: ArrayLike, queries: ArrayLike | None, k: int = 200) 
         ([[0, 2]], [[1.0, 0.74]])
     """
     features, asked = _features(bank, queries, k)
-    found = list(nearest(features, asked, k))
-    empty = features.new_empty(0, k)
-    similarity = torch.cat([empty, *(chunk.similarity for chunk in found)])
-    index = torch.cat([empty.long(), *(chunk.places for chunk in found)])
+    size = (len(features if asked is None else asked), k)
+    similarity, index = features.new_empty(size), torch.empty(size, dtype=torch.int64, device=features.device)
+    for rows, nearest, which in _search(features, asked, k):
+        similarity[rows], index[rows] = nearest, which
     return answer_like(bank, similarity), answer_like(bank, index)
 
 
@@ -141,7 +141,7 @@ def knn_accuracy(
     p_groups: ClassGroups | None = None,
     split: str = "test",
     confidence: float = 0.95,
-    interval: Method = "wilson",
+    interval: IntervalMethod = "wilson",
 ) -> Evaluation:
     """Return the evaluation of the neighbours' votes: accuracy overall, by class, group and cell.
 
@@ -203,6 +203,23 @@ def _features(bank: ArrayLike, queries: ArrayLike | None, k: int) -> tuple[Tenso
     return features.to(dtype), asked.to(features.device, dtype)
 
 
+def _search(bank: Tensor, queries: Tensor | None, k: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield queries (rows), similarities and indices ``(n, k)`` of their nearest rows of the bank, chunk by chunk."""
+    inverse = _inverse_norm(bank)
+    asked = bank if queries is None else queries
+    for rows in row_chunks(len(asked), len(bank), _SCORES):
+        scores = (asked[rows] * _inverse_norm(asked[rows])[:, None] @ bank.T).mul_(inverse)
+        if queries is None:
+            scores.diagonal(rows.start).fill_(-torch.inf)
+        yield rows, *scores.topk(k, dim=1)
+
+
+def _inverse_norm(features: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(features, dim=1)
+    # Where it would be infinite, the row counts as zeros.
+    return torch.where(norm >= torch.finfo(norm.dtype).tiny, 1 / norm, 0)
+
+
 def _check_temperature(temperature: float) -> None:
     if not temperature > 0:
         raise InputError(f"temperature is {temperature}", fix="expected a positive number")
@@ -220,16 +237,16 @@ def _votes(
     """Yield votes ``(n, C)`` for chunks of queries."""
     _check_temperature(temperature)
     labels = labels.to(bank.device)
-    for found in nearest(bank, queries, k):
+    for rows, similarity, index in _search(bank, queries, k):
         # Relative to the nearest neighbour no weight overflows, at any temperature.
-        shift = found.similarity[:, :1] if normalize else 0.0
-        weight = ((found.similarity - shift) / temperature).exp_()
+        shift = similarity[:, :1] if normalize else 0.0
+        weight = ((similarity - shift) / temperature).exp_()
         if normalize:
             weight /= weight.sum(1, keepdim=True)
         for part in row_chunks(len(weight), num_classes, _BUDGET):
             votes = weight.new_zeros(part.stop - part.start, num_classes)
-            votes.scatter_add_(1, labels[found.places[part]], weight[part])
-            yield slice(found.rows.start + part.start, found.rows.start + part.stop), votes
+            votes.scatter_add_(1, labels[index[part]], weight[part])
+            yield slice(rows.start + part.start, rows.start + part.stop), votes
 
 
 def disagreement(members: Sequence[ArrayLike] | ArrayLike) -> NDArray[np.float64]:
@@ -288,8 +305,7 @@ def error_correlation(
         >>> error_correlation([[0, 0, 0, 0], [0, 1, 0, 1]], labels).tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
-    if measure not in ("phi", "q", "double_fault"):
-        raise InputError(f"unknown measure {measure!r}", fix="'phi', 'q' or 'double_fault'")
+    check_choice("measure", measure, ("phi", "q", "double_fault"))
     target = as_tensor(labels, "labels")
     highest = int(target.max()) + 1 if target.numel() else 1
     flat = as_labels(target, highest, tuple(target.shape)).reshape(-1).cpu()

@@ -18,21 +18,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dualtail.errors import InputError
-from dualtail.logits._arrays import ArrayLike, as_counts, as_float, check_finite
+from dualtail.errors import InputError, check_choice
+from dualtail.logits._arrays import ArrayLike, as_counts, as_float, check_finite, check_saved
 from dualtail.logits._intercepts import (
     Curvature,
     DenseCurvature,
-    MixtureProblem,
+    InterceptObjective,
+    MixtureObjective,
     NotDetermined,
     Point,
-    Problem,
     ScaleFit,
     certify,
     fit_scale,
     fits_dense,
     log_prob_variances,
-    minimise,
+    quasi_newton,
     spread_of,
     strength_for,
 )
@@ -50,6 +50,9 @@ _TARGET_GAP, _TARGET_ROUNDS = 1e-5, 20
 _STRENGTH_ROUNDS = 8
 # Variances of log-probabilities that are believed: standard deviations from 1 % of a probability to e^10.
 _LEAST_SPREAD, _LARGEST_SPREAD = 1e-4, 1e2
+
+# How far the logarithms of a uniform prior may be apart: what the buffers of a loss lose of them.
+_UNIFORM = 1e-4
 
 _SOURCES = ("counts", "zero_shot", "unlabelled", "mean", "uniform", "given")
 
@@ -91,8 +94,7 @@ class LabelPrior:
     def __post_init__(self) -> None:
         log_prob = _normalised(self.log_prob, "log_prob").cpu()
         object.__setattr__(self, "log_prob", log_prob)
-        if self.source not in _SOURCES:
-            raise InputError(f"unknown source {self.source!r}", fix=f"one of {', '.join(_SOURCES)}")
+        check_choice("source of a prior", self.source, _SOURCES)
         if self.standard_errors is not None:
             errors = as_float(self.standard_errors, "standard_errors").detach().double().cpu()
             if errors.shape != log_prob.shape:
@@ -121,6 +123,11 @@ class LabelPrior:
         """The probabilities ``(C,)``, float64."""
         return self.log_prob.exp()
 
+    @property
+    def is_uniform(self) -> bool:
+        """Whether it is the uniform prior up to rounding in float32, so that taking it off changes nothing."""
+        return float(self.log_prob.max() - self.log_prob.min()) < _UNIFORM
+
     @classmethod
     def from_counts(
         cls, counts: ArrayLike, zero: Literal["error", "smooth"] = "error", smoothing: float | None = None
@@ -141,6 +148,7 @@ class LabelPrior:
             [0.571..., 0.142..., 0.285...]
         """
         counts = as_counts(counts)
+        check_choice("zero policy", zero, ("error", "smooth"))
         if zero == "error":
             if smoothing is not None:
                 raise InputError("smoothing is given but zero='error'", fix="pass zero='smooth'")
@@ -150,12 +158,10 @@ class LabelPrior:
                     f"counts are zero for {_list_classes(empty)}",
                     fix="pass zero='smooth' with a smoothing, or leave the classes out",
                 )
-        elif zero == "smooth":
+        else:
             if smoothing is None or not (0 < smoothing < math.inf):
                 raise InputError(f"smoothing is {smoothing}", fix="zero='smooth' needs a positive amount")
             counts = counts + smoothing
-        else:
-            raise InputError(f"unknown zero policy {zero!r}", fix="'error' or 'smooth'")
         return cls(counts.log() - counts.sum().log(), source="counts")
 
     @classmethod
@@ -215,10 +221,7 @@ class LabelPrior:
         Raises:
             InputError: a key is missing or unknown.
         """
-        known = set(cls.__dataclass_fields__)
-        if set(data) != known:
-            wrong = sorted(known ^ set(data))
-            raise InputError(f"not a saved label prior: {wrong[0]!r} is missing or unknown")
+        check_saved("label prior", data, cls.__dataclass_fields__)
         values = dict(data)
         values["log_prob"] = torch.tensor(data["log_prob"], dtype=torch.float64)
         if data["standard_errors"] is not None:
@@ -257,7 +260,7 @@ def as_log_prior(value: LabelPrior | ArrayLike, num_classes: int, name: str = "p
 class _Fit:
     """A solved problem, its Hessian, gap and scale."""
 
-    problem: Problem
+    problem: InterceptObjective
     point: Point
     curvature: Curvature
     gap: float
@@ -344,7 +347,7 @@ def estimate_label_prior(
             + "; pass the prior of these samples, such as LabelPrior.from_counts of their labels",
             stacklevel=2,
         )
-    problem = Problem(passes, log_pi, scale, 1.0 if strength is None else strength)
+    problem = InterceptObjective(passes, log_pi, scale, 1.0 if strength is None else strength)
     fit = _fit(problem, strength is None, temperature == "fit", fixed_counts, standard_errors)
     if fit.gap > _GAP_TO_WARN:
         warnings.warn(
@@ -396,10 +399,10 @@ def estimate_target_prior(
         raise InputError(f"smoothing is {smoothing}", fix="expected a number that is not negative")
     passes = SoftmaxPasses(logits)
     log_source = as_log_prior(source_prior, passes.num_classes, "source_prior").to(passes.device)
-    problem = MixtureProblem(passes, log_source, smoothing)
+    problem = MixtureObjective(passes, log_source, smoothing)
     point = problem.at(torch.zeros_like(log_source))
     for _ in range(_TARGET_ROUNDS):
-        point = minimise(problem, point.b, _GAP)
+        point = quasi_newton(problem, point.b, _GAP)
         if problem.gap(point) <= _TARGET_GAP:
             break
     gap = problem.gap(point)
@@ -478,14 +481,16 @@ def _refuse_empty_classes(passes: SoftmaxPasses) -> None:
         )
 
 
-def _fit(problem: Problem, choose: bool, fit_temperature: bool, fixed_counts: bool, dense: bool) -> _Fit:
+def _fit(
+    problem: InterceptObjective, choose: bool, fit_temperature: bool, fixed_counts: bool, dense: bool
+) -> _Fit:
     """Solve the problem, first for the strength and the scale where they are to be found."""
     start = torch.zeros_like(problem.log_pi)
     kind = DenseCurvature if dense and fits_dense(len(start)) else Curvature
     scale: ScaleFit | None = None
     try:
         for _ in range(_STRENGTH_ROUNDS if choose else 0):
-            point = minimise(problem, start, _ROUGH_GAP)
+            point = quasi_newton(problem, start, _ROUGH_GAP)
             if fit_temperature:
                 point, scale = fit_scale(problem, point, _ROUGH_GAP)
             start, before = point.b, problem.strength
@@ -495,7 +500,7 @@ def _fit(problem: Problem, choose: bool, fit_temperature: bool, fixed_counts: bo
             # One round from a strength that is right within a factor of 2 is within a few per cent.
             if abs(math.log(problem.strength / before)) < math.log(2):
                 break
-        point = minimise(problem, start, _GAP_FOR_NEWTON[kind])
+        point = quasi_newton(problem, start, _GAP_FOR_NEWTON[kind])
         if fit_temperature:
             point, scale = fit_scale(problem, point, _GAP)
     except NotDetermined:

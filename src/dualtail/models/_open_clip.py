@@ -15,12 +15,12 @@ from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
-from dualtail.errors import BackboneError, nearest
-from dualtail.models._parts import RANDOM, Parts, image_spec, quiet, seeded
-from dualtail.models._weights import fingerprint, hub_file, load_strict, read_state_dict, unreachable
+from dualtail.errors import BackboneError, nearest_fix
 from dualtail.models.activation import replace_quick_gelu
 from dualtail.models.attention import replace_attention
+from dualtail.models.parts import RANDOM, Parts, image_spec, quiet, seeded
 from dualtail.models.projection import AttentionPoolFeature, Projection, linear_projection
+from dualtail.models.weights import fingerprint, hub_file, load_strict, read_state_dict, unreachable
 
 CONFIG_FILE = "open_clip_config.json"
 _DIR_WEIGHTS = (
@@ -86,12 +86,12 @@ def _local_source(name: str, folder: Path) -> _Source:
             what, where=name, fix=f"a local backbone is a folder with {CONFIG_FILE} and its weights"
         )
     config = _read_config(config_file)
-    found = next((folder / file for file in _DIR_WEIGHTS if (folder / file).is_file()), None)
+    weights = next((folder / file for file in _DIR_WEIGHTS if (folder / file).is_file()), None)
     return _Source(
         model_cfg=config["model_cfg"],
         preprocess=asdict(PreprocessCfg()) | config.get("preprocess_cfg", {}),
         tokenizer_name=f"local-dir:{folder}",
-        weights=(lambda: found) if found else None,
+        weights=(lambda: weights) if weights else None,
     )
 
 
@@ -122,11 +122,10 @@ def _listed_source(name: str, rest: str) -> _Source:
     arch, _, tag = rest.partition("/")
     model_cfg = open_clip.get_model_config(arch) if arch in open_clip.list_models() else None
     if model_cfg is None:
-        guess = nearest(arch, open_clip.list_models())
         raise BackboneError(
             f"open_clip has no architecture {arch!r} and there is no such folder",
             where=name,
-            fix=f"did you mean {guess!r}?" if guess else "see open_clip.list_models()",
+            fix=nearest_fix(arch, open_clip.list_models(), "see open_clip.list_models()"),
         )
     preprocess = asdict(PreprocessCfg())
     if not tag:
@@ -158,10 +157,8 @@ def _tag_advice(arch: str, tag: str) -> str:
     if tag in open_clip.list_pretrained_tags_by_model(_twin(arch)):
         return f"they belong to open_clip:{_twin(arch)}/{tag}"
     tags = open_clip.list_pretrained_tags_by_model(arch)
-    guess = nearest(tag, tags)
-    if guess:
-        return f"did you mean {guess!r}?"
-    return f"it has {', '.join(tags)}" if tags else "it has none: give `weights: FILE` or `weights: random`"
+    none = "it has none: give `weights: FILE` or `weights: random`"
+    return nearest_fix(tag, tags, f"it has {', '.join(tags)}" if tags else none)
 
 
 def _fetch(name: str, pretrained: dict[str, Any]) -> Path:

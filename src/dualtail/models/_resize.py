@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualtail.errors import BackboneError
-from dualtail.models._parts import Parts
+from dualtail.models.parts import Parts
 from dualtail.models.projection import AttentionPoolFeature
-
-if TYPE_CHECKING:
-    from dualtail.models.backbone import Backbone
 
 
 def resize_input(name: str, parts: Parts, size: int) -> None:
@@ -47,7 +44,7 @@ def _resize_open_clip_vit(name: str, visual: Any, size: int) -> None:
 
 def _resize_timm(name: str, model: Any, size: int) -> None:
     if not hasattr(model, "set_input_size"):
-        return  # convolutions take any size; check_input finds out about the rest
+        return  # convolutions take any size; load_backbone finds out about the rest
     try:
         model.set_input_size(img_size=(size, size))
     except (AssertionError, ValueError, TypeError, RuntimeError) as error:
@@ -75,22 +72,3 @@ def _resized(embedding: Tensor, side: int) -> nn.Parameter:
     image = F.interpolate(image, size=(side, side), mode="bicubic", antialias=True, align_corners=False)
     resized = torch.cat([token, image.permute(0, 2, 3, 1).reshape(side * side, -1)])
     return nn.Parameter(resized, requires_grad=embedding.requires_grad)
-
-
-def check_input(backbone: Backbone) -> None:
-    """Send one empty image of the new size through.
-
-    Raises:
-        BackboneError: the tower cannot take it.
-    """
-    size = backbone.image_spec.size
-    try:
-        with torch.no_grad():
-            backbone.features(torch.zeros(1, 3, size, size, device=backbone.device))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BackboneError(
-            f"cannot take images of {size} pixels ({reason})",
-            where=backbone.name,
-            fix="leave image_size out",
-        ) from error

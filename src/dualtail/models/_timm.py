@@ -10,12 +10,11 @@ from timm.data import resolve_model_data_config
 from timm.models import Beit, Eva, VisionTransformer, VisionTransformerRelPos, get_pretrained_cfg
 from torch import Tensor, nn
 
-from dualtail.errors import BackboneError, nearest
-from dualtail.models._parts import RANDOM, Parts, image_spec, quiet, seeded
-from dualtail.models._weights import fingerprint, hub_file, load_strict, read_state_dict, unreachable
+from dualtail.errors import BackboneError, nearest_fix
 from dualtail.models.activation import replace_quick_gelu
 from dualtail.models.blocks import blocks_of
-from dualtail.models.projection import Projection
+from dualtail.models.parts import RANDOM, Parts, image_spec, quiet, seeded
+from dualtail.models.weights import fingerprint, hub_file, load_strict, read_state_dict, unreachable
 
 _HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -61,11 +60,10 @@ def build(name: str, rest: str, *, weights: str | None, seed: int) -> Parts:
     """Return the parts of a timm model; arguments as for open_clip's builder."""
     if not timm.is_model(rest.partition(".")[0]):
         arch = rest.partition(".")[0]
-        guess = nearest(arch, timm.list_models())
         raise BackboneError(
             f"timm has no architecture {arch!r}",
             where=name,
-            fix=f"did you mean {guess!r}?" if guess else "see timm.list_models()",
+            fix=nearest_fix(arch, timm.list_models(), "see timm.list_models()"),
         )
     _check_tag(name, rest)
     _check_activation(name, rest)
@@ -77,7 +75,6 @@ def build(name: str, rest: str, *, weights: str | None, seed: int) -> Parts:
     return Parts(
         family=family_of(model),
         visual=PooledTrunk(model.eval()),
-        projection=Projection(),
         blocks=blocks_in(model),
         image_spec=image_spec(name, config["input_size"][1:], config),
         feature_dim=feature_dim(model),
@@ -91,11 +88,10 @@ def _check_tag(name: str, rest: str) -> None:
         get_pretrained_cfg(rest, allow_unregistered=False)
     except RuntimeError:
         tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{arch}.*")]
-        guess = nearest(tag, tags)
         raise BackboneError(
             f"timm has no weights {tag!r} for {arch}",
             where=name,
-            fix=f"did you mean {guess!r}?" if guess else f"it has {', '.join(tags) or 'none'}",
+            fix=nearest_fix(tag, tags, f"it has {', '.join(tags) or 'none'}"),
         ) from None
 
 

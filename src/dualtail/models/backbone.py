@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualtail.errors import BackboneError
+from dualtail.errors import BackboneError, nearest_fix
 from dualtail.models import _open_clip, _timm
-from dualtail.models._parts import Parts, quiet
-from dualtail.models._resize import check_input, resize_input
+from dualtail.models._resize import resize_input
 from dualtail.models.blocks import Block, blocks_of
+from dualtail.models.parts import Parts, quiet
+from dualtail.registry import Registry
 
-if TYPE_CHECKING:
-    from dualtail.models.tuners.base import Tuner
+BACKBONES: Registry[Callable[..., Parts]] = Registry(
+    "backbone library",
+    {"open_clip": _open_clip.build, "timm": _timm.build},
+    group="dualtail.backbones",
+    given=("name", "rest", "weights", "seed"),
+    error=BackboneError,
+)
+"""What builds the backbones ``LIBRARY:REST`` of a library: ``build(name, rest, *, weights, seed)`` gives ``Parts``.
 
-_LIBRARIES = {"open_clip": _open_clip.build, "timm": _timm.build}
+``name`` is the whole name, for messages; ``weights`` a file, ``"random"`` or None for those that the name stands for;
+``seed`` that of random weights. A builder raises ``BackboneError`` for weights that are not there, whole and of this
+architecture.
+"""
+
 _TEXT_BATCH = 256
+
+
+class AttachedTuner(Protocol):
+    """What a backbone knows of a tuner that is attached to it."""
+
+    name: ClassVar[str]
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return the parameters it trains under stable names."""
 
 
 class Backbone(nn.Module):
@@ -32,7 +52,7 @@ class Backbone(nn.Module):
         name: the string it was loaded by.
         weights: the file it was loaded from, ``"random"``, or None for the weights its name stands for.
         seed: of random weights.
-        family: ``open_clip_vit``, ``open_clip_resnet``, ``timm_vit``, ``timm_relative_vit`` or ``timm_other``.
+        family: what its vision tower is, a key of ``FAMILIES``.
         image_spec: input size and normalisation.
         feature_dim: D, the width of the feature before the projection.
         blocks: its vision tower's transformer blocks, empty if it is no plain vision transformer.
@@ -61,7 +81,7 @@ class Backbone(nn.Module):
         # Parameters that the architecture itself never trains (fixed sine position embeddings).
         self._constant = {name for name, value in self.named_parameters() if not value.requires_grad}
         self.trains_modules = False
-        self.tuned: dict[str, Tuner] = {}
+        self.tuned: dict[str, AttachedTuner] = {}
         self._make_tokenizer = parts.tokenizer
         self._tokenizer: Any = None
         self.register_buffer("pixel_mean", torch.tensor(self.image_spec.mean).view(3, 1, 1), persistent=False)
@@ -71,7 +91,7 @@ class Backbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it lives."""
+        """The device of its weights, where images and token ids must be."""
         return self.pixel_mean.device
 
     @property
@@ -235,7 +255,7 @@ def load_backbone(
     Args:
         name: ``open_clip:ARCH/TAG`` (``open_clip:ViT-B-16-quickgelu/openai``), ``open_clip:DIR`` (a folder with
             ``open_clip_config.json`` and weights in open_clip's hub format), ``open_clip:hf-hub:OWNER/NAME`` (the same
-            on the Hugging Face hub) or ``timm:NAME``.
+            on the Hugging Face hub), ``timm:NAME``, or ``LIBRARY:REST`` with another key of ``BACKBONES``.
         weights: a local checkpoint to use instead of the weights that the name stands for, or ``"random"``.
         seed: of random weights; torch's global generator is left alone.
         image_size: side of the input images, when it is not to be the pre-trained one: position embeddings are resized.
@@ -256,18 +276,32 @@ def load_backbone(
         >>> backbone.features(torch.zeros(2, 3, 160, 160, dtype=torch.uint8)).shape
         torch.Size([2, 64])
     """
-    library, separator, rest = name.partition(":")
-    if library not in _LIBRARIES or not separator or not rest:
-        raise BackboneError(
-            f"unknown backbone {name!r}",
-            fix="name it open_clip:ARCH/TAG, open_clip:DIR or timm:NAME",
-        )
-    parts = _LIBRARIES[library](name, rest, weights=weights, seed=seed)
+    library, _, rest = name.partition(":") if isinstance(name, str) else ("",) * 3
+    usage = "name it open_clip:ARCH/TAG, open_clip:DIR or timm:NAME"
+    if not rest or library not in BACKBONES:
+        fix = nearest_fix(library, BACKBONES, usage) if rest else usage
+        raise BackboneError(f"unknown backbone {name!r}", fix=fix)
+    parts = BACKBONES[library](name, rest, weights=weights, seed=seed)
     resized = image_size is not None and image_size != parts.image_spec.size
     if image_size is not None and resized:
         with quiet():
             resize_input(name, parts, image_size)
     made = Backbone(name, parts, weights=weights, seed=seed).to(device)
     if resized:
-        check_input(made)
+        _check_input(made)
     return made
+
+
+def _check_input(backbone: Backbone) -> None:
+    """Send one empty image of the new size through, refusing a tower that cannot take it."""
+    size = backbone.image_spec.size
+    try:
+        with torch.no_grad():
+            backbone.features(torch.zeros(1, 3, size, size, device=backbone.device))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BackboneError(
+            f"cannot take images of {size} pixels ({reason})",
+            where=backbone.name,
+            fix="leave image_size out",
+        ) from error

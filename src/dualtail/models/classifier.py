@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dualtail.errors import BackboneError, InputError
+from dualtail.files import write_json, write_tensors
 from dualtail.models.backbone import Backbone, load_backbone
 from dualtail.models.heads import Head, build_head
 from dualtail.models.text import check_class_names
@@ -73,7 +73,7 @@ class Classifier(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """The number of classes ``C``."""
         return len(self.class_names)
 
     def features(self, images: Tensor) -> Tensor:
@@ -145,15 +145,8 @@ class Classifier(nn.Module):
 
     def save(self, directory: str | Path) -> None:
         """Write ``trainable.safetensors`` and ``config.json`` into ``directory``, each whole or not at all."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        state = {name: value.cpu().contiguous() for name, value in self.trainable_state().items()}
-        partial = directory / (WEIGHTS_FILE + ".partial")
-        save_file(state, partial)
-        os.replace(partial, directory / WEIGHTS_FILE)
-        partial = directory / (CONFIG_FILE + ".partial")
-        partial.write_text(json.dumps(self.config(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, directory / CONFIG_FILE)
+        write_tensors(Path(directory) / WEIGHTS_FILE, self.trainable_state())
+        write_json(Path(directory) / CONFIG_FILE, self.config())
 
     def load_trainable(self, directory: str | Path) -> None:
         """Read what ``save`` wrote into this classifier.

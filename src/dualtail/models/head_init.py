@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,24 +11,17 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional as F
 
-from dualtail.errors import BackboneError, InputError, nearest
+from dualtail.errors import BackboneError, InputError
 from dualtail.models.backbone import Backbone
+from dualtail.registry import Registry
 
-# Name -> what it is computed from.
-HEAD_INITS: dict[str, str] = {
-    "text": "text_features",
-    "class_mean": "features",
-    "kshot_mean": "features",
-    "linear_probe": "features",
-    "random": "nothing",
-}
+_INPUTS = frozenset({"text_features", "features", "labels"})
 
 
 def text_weight(backbone: Backbone, text_features: Tensor) -> Tensor:
     """Return head weights from class text features: ``normalise(t @ proj.T)``, ``(C, D)``.
 
-    The projection maps features to the joint space; its transpose maps text back to where the head reads. Source:
-    Shi et al., LIFT, 2024 (arXiv 2309.10019).
+    The projection maps features to the joint space; its transpose maps text back to where the head reads.
 
     Args:
         backbone: whose projection is linear.
@@ -34,15 +29,22 @@ def text_weight(backbone: Backbone, text_features: Tensor) -> Tensor:
 
     Raises:
         BackboneError: the projection is not linear, or the backbone has no text tower.
+
+    Source:
+        Shi et al., LIFT, ICML 2024 (arXiv 2309.10019).
     """
+    _require_text(backbone)
+    projection: Any = backbone.projection
+    return F.normalize(projection.back(text_features.float()), dim=-1)
+
+
+def _require_text(backbone: Backbone) -> None:
     if not backbone.has_text:
         raise BackboneError(
             "has no text tower to initialise the head from",
             where=backbone.name,
             fix="initialise the head with class_mean",
         )
-    projection: Any = backbone.projection
-    return F.normalize(projection.back(text_features.float()), dim=-1)
 
 
 def class_mean_weight(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -132,6 +134,38 @@ def linear_probe_weight(
     return F.normalize(rows, dim=-1)
 
 
+def no_weight() -> None:
+    """Leave the head's random weights as they are."""
+
+
+HEAD_INITS: Registry[Callable[..., Tensor | None]] = Registry(
+    "head initialisation",
+    {
+        "text": text_weight,
+        "class_mean": class_mean_weight,
+        "kshot_mean": kshot_mean_weight,
+        "linear_probe": linear_probe_weight,
+        "random": no_weight,
+    },
+    group="dualtail.head_inits",
+    given=("backbone", "num_classes", "text_features", "features", "labels", "seed"),
+)
+"""What computes a head's first weights ``(C, D)``; it is given what its parameters name, see ``head_init_needs``."""
+
+
+def head_init_needs(name: str) -> frozenset[str]:
+    """Return what a head initialisation is computed from, of ``text_features``, ``features`` and ``labels``.
+
+    Raises:
+        InputError: unknown name.
+
+    Example:
+        >>> sorted(head_init_needs("class_mean")), sorted(head_init_needs("random"))
+        (['features', 'labels'], [])
+    """
+    return _INPUTS & inspect.signature(HEAD_INITS.find(name)).parameters.keys()
+
+
 def head_weight(
     name: str,
     backbone: Backbone,
@@ -140,44 +174,35 @@ def head_weight(
     text_features: Tensor | None = None,
     features: Tensor | None = None,
     labels: Tensor | None = None,
-    shots: int = 16,
     seed: int = 0,
+    **options: Any,
 ) -> Tensor | None:
     """Return a head's first weights ``(C, D)`` by the initialisation's name, None for ``random``.
 
     Args:
-        name: a key of ``HEAD_INITS``, which says what it needs.
+        name: a key of ``HEAD_INITS``.
         backbone: whose features the head reads.
         num_classes: C.
         text_features: ``(C, E)``, for ``text``: one prompt, a template ensemble or class descriptions.
         features: ``(N, D)`` of the training set, for the others.
         labels: ``(N,)``, for the same.
-        shots: for ``kshot_mean``.
-        seed: for ``kshot_mean``.
+        seed: of what is drawn.
+        **options: the initialisation's own, such as ``shots``.
 
     Raises:
-        InputError: unknown name, or what it needs is missing.
+        InputError: unknown name or option, or what ``head_init_needs`` names is missing.
         BackboneError: as for ``text_weight``.
     """
-    if name not in HEAD_INITS:
-        guess = nearest(name, list(HEAD_INITS))
-        raise InputError(
-            f"unknown head initialisation {name!r}",
-            fix=f"did you mean {guess!r}?" if guess else f"choose from {', '.join(HEAD_INITS)}",
-        )
-    if name == "random":
-        return None
-    if name == "text":
-        if text_features is None and backbone.has_text:
-            raise InputError("the head initialisation 'text' needs text_features")
-        return text_weight(backbone, text_features if text_features is not None else torch.empty(0))
-    if features is None or labels is None:
-        raise InputError(f"the head initialisation {name!r} needs the training set's features and labels")
-    if name == "class_mean":
-        return class_mean_weight(features, labels, num_classes)
-    if name == "kshot_mean":
-        return kshot_mean_weight(features, labels, num_classes, shots=shots, seed=seed)
-    return linear_probe_weight(features, labels, num_classes)
+    HEAD_INITS.check_options(name, options)
+    given = {"backbone": backbone, "num_classes": num_classes, "text_features": text_features}
+    given |= {"features": features, "labels": labels, "seed": seed}
+    init = HEAD_INITS[name]
+    taken = {key: given[key] for key in inspect.signature(init).parameters if key in given}
+    if "text_features" in taken:
+        _require_text(backbone)
+    if missing := [key for key, value in taken.items() if value is None]:
+        raise InputError(f"the head initialisation {name!r} needs {' and '.join(missing)}")
+    return init(**taken, **options)
 
 
 def _counts(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dualtail.errors import InputError, nearest
+from dualtail.errors import InputError, nearest_fix
 from dualtail.models.backbone import Backbone
 
 PHOTO = "a photo of a {}."
@@ -68,13 +68,10 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
             return TEMPLATES[templates]
         templates = (templates,)
     for template in templates:
-        if template.count("{}") != 1:
-            guess = nearest(template, list(TEMPLATES))
+        if not isinstance(template, str) or template.count("{}") != 1:
             raise InputError(
                 f"template {template!r} has no single {{}} for the class name",
-                fix=f"did you mean {guess!r}?"
-                if guess
-                else f"write {PHOTO!r} or name {', '.join(TEMPLATES)}",
+                fix=nearest_fix(template, TEMPLATES, f"write {PHOTO!r} or name {', '.join(TEMPLATES)}"),
             )
     if not templates:
         raise InputError("there are no templates", fix=f"write {PHOTO!r}")
@@ -109,8 +106,8 @@ def class_prompts(
     missing = [name for name in names if not descriptions.get(name)]
     if missing:
         raise InputError(f"{len(missing)} classes have no description, the first is {missing[0]!r}")
-    found = (descriptions[name] for name in names)
-    return [[text] if isinstance(text, str) else list(text) for text in found]
+    texts = (descriptions[name] for name in names)
+    return [[text] if isinstance(text, str) else list(text) for text in texts]
 
 
 def class_text_features(
@@ -131,7 +128,7 @@ def class_text_features(
         BackboneError: there is no text tower, or a prompt is too long for its tokenizer.
         InputError: as for ``class_prompts``.
 
-    References:
+    Source:
         Radford et al., Learning transferable visual models from natural language supervision, 2021
         (arXiv 2103.00020), section 3.1.4.
     """

@@ -11,11 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualtail.logits.groups import GROUP_NAMES
-from dualtail.logits.prior import LabelPrior
-from dualtail.report.looks import Look, model_looks
-from dualtail.report.results import Row, RunResults
+from dualtail.logits.intervals import normal_quantile
+from dualtail.logits.metrics import ClassTable
+from dualtail.report.model_styles import model_styles, run_models
 from dualtail.report.samples import Samples
+from dualtail.report.tables.members import known_priors
 from dualtail.report.thumbnails import Thumbnails, make_thumbnails, worst_images
+from dualtail.runs.finished import RunResults
+from dualtail.runs.results import Row
 
 _CONFUSED = 5  # classes listed on each side
 
@@ -31,19 +34,22 @@ def class_columns(results: RunResults, samples: Samples | None, colors: dict[str
         colors: place in the palette of each backbone.
     """
     classes = results.classes
+    tables = [model.evaluation.per_class for model in run_models(results)]
+    measured = results.metrics.per_class
     columns: Row = {
         "names": classes.names,
-        "train": classes.counts.get("train") or classes.group_counts,
-        "test": _test_sizes(results),
+        "train": classes.train_counts,
+        "test": [0] * len(classes) if measured is None else measured.n.tolist(),
         "d": [GROUP_NAMES.index(name) for name in classes.d_groups],
         "p": None if classes.p_groups is None else [GROUP_NAMES.index(name) for name in classes.p_groups],
         "sure": _certainty(results),
         "priors": _priors(results),
         "models": [
-            {**look.to_dict(), "correct": correct}
-            for look in model_looks(results, colors)
-            if (correct := _correct(results, look)) is not None
+            {**style.to_dict(), "correct": table.correct.tolist()}
+            for style, table in zip(model_styles(results, colors), tables, strict=True)
+            if table is not None
         ],
+        "intervals": _intervals([table for table in tables if table is not None]),
         "takenFor": None,
         "mistaken": None,
     }
@@ -53,51 +59,45 @@ def class_columns(results: RunResults, samples: Samples | None, colors: dict[str
     return columns
 
 
-def _test_sizes(results: RunResults) -> list[int]:
-    if results.per_class:
-        return [row.get("n_test") or 0 for row in results.per_class]
-    return results.metrics.get("per_class", {}).get("n") or [0] * len(results.classes)
-
-
-def _correct(results: RunResults, look: Look) -> list[int | None] | None:
-    """Return how many test images of each class a model got right, from the metrics of the run."""
-    if look.kind == "zero_shot":
-        backbone = results.backbone(look.name)
-        metrics = backbone.metrics if backbone else None
-    elif look.kind == "member":
-        metrics = next((member.metrics for member in results.members if member.name == look.name), None)
-    else:
-        metrics = results.metrics
-    table = (metrics or {}).get("per_class")
-    return None if table is None else table["correct"]
+def _intervals(tables: Sequence[ClassTable]) -> dict[str, list[float]]:
+    """Return the interval of every accuracy that occurs, by "right/all": thousands of classes share a few."""
+    return {
+        f"{right}/{n}": [round(low, 5), round(high, 5)]
+        for table in tables
+        for right, n, low, high in zip(
+            table.correct.tolist(),
+            table.n.tolist(),
+            table.ci_low.tolist(),
+            table.ci_high.tolist(),
+            strict=True,
+        )
+        if n
+    }
 
 
 def _certainty(results: RunResults) -> list[float] | None:
     """Return the probability of each class's P-group, given the standard errors of the mean prior."""
-    if results.membership is None or results.classes.p_groups is None:
+    groups = results.groups
+    if groups is None or groups.membership is None or results.classes.p_groups is None:
         return None
     return [
         round(row[GROUP_NAMES.index(name)], 3)
-        for row, name in zip(results.membership, results.classes.p_groups, strict=True)
+        for row, name in zip(groups.membership, results.classes.p_groups, strict=True)
     ]
 
 
 def _priors(results: RunResults) -> list[Row]:
-    known: list[tuple[str, LabelPrior]] = [
-        (b.name, b.prior) for b in results.backbones if b.prior is not None
-    ]
-    if results.prior is not None and len(known) > 1:
-        known.append(("mean of the members", results.prior))
-    shift = math.log(max(len(results.classes), 1))
+    """Return every prior as ``log(P(y) C)``, with the half width of its interval."""
+    shift, z = math.log(len(results.classes)), normal_quantile(results.recipe.evaluate.confidence)
     return [
         {
             "name": name,
             "log": [round(value + shift, 4) for value in prior.log_prob.tolist()],
-            "se": None
+            "margin": None
             if prior.standard_errors is None
-            else [round(value, 4) for value in prior.standard_errors.tolist()],
+            else [round(z * value, 4) for value in prior.standard_errors.tolist()],
         }
-        for name, prior in known
+        for name, prior in known_priors(results, mean=True)
     ]
 
 
@@ -123,12 +123,12 @@ def confusions(
     pairs, counts = np.unique(own[apart] * num_classes + other[apart], return_counts=True)
     first, second = pairs // num_classes, pairs % num_classes
     order = np.lexsort((second, -counts, first))
-    found: list[list[int]] = [[] for _ in range(num_classes)]
+    met: list[list[int]] = [[] for _ in range(num_classes)]
     for place in order.tolist():
-        row = found[int(first[place])]
+        row = met[int(first[place])]
         if len(row) < 2 * most:
             row += [int(second[place]), int(counts[place])]
-    return found
+    return met
 
 
 def image_data(results: RunResults, samples: Samples | None, budget: int) -> tuple[Row, str]:
@@ -154,9 +154,9 @@ def image_data(results: RunResults, samples: Samples | None, budget: int) -> tup
         return empty, f"The test images were not found under {image_root(results)}, so none are shown."
     models = list(samples.members)
     content: dict[int, list[Any]] = {}
-    for index, found in enumerate(rows):
+    for index, worst in enumerate(rows):
         shown = [
-            _image(row, samples, models, thumbnails) for row in found.tolist() if row in thumbnails.pictures
+            _image(row, samples, models, thumbnails) for row in worst.tolist() if row in thumbnails.pictures
         ]
         if shown:
             content[index] = shown

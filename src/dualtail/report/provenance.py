@@ -5,9 +5,14 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from dualtail.report.results import RunResults
-from dualtail.report.sheet import Column, Sheet
-from dualtail.runs.recipe import dump_recipe
+from dualtail.report.report_table import Column, ReportTable
+from dualtail.report.words import and_list
+from dualtail.runs.finished import RunResults
+from dualtail.runs.recipe_file import dump_recipe
+from dualtail.runs.results import Row
+
+# In older runs each record of these stages holds the whole pass that served all of them.
+_SHARED = ("zero_shot", "logits")
 
 
 @dataclass(frozen=True)
@@ -24,17 +29,17 @@ class Provenance:
 
     command: str
     recipe: str
-    facts: Sheet
-    stages: Sheet
+    facts: ReportTable
+    stages: ReportTable
     notes: list[str]
 
 
 def describe_provenance(results: RunResults) -> Provenance:
     """Return where a run comes from."""
-    root = results.root.resolve()
+    recipe, root = results.run.recipe_file.resolve(), results.root.resolve()
     again = root.with_name(f"{root.name}-again")
     return Provenance(
-        command=f"dualtail run {shlex.quote(str(root / 'recipe.yaml'))} --out {shlex.quote(str(again))}",
+        command=f"dualtail run {shlex.quote(str(recipe))} --out {shlex.quote(str(again))}",
         recipe=dump_recipe(results.recipe),
         facts=_facts(results),
         stages=_stages(results),
@@ -42,11 +47,11 @@ def describe_provenance(results: RunResults) -> Provenance:
     )
 
 
-def _facts(results: RunResults) -> Sheet:
+def _facts(results: RunResults) -> ReportTable:
     record = results.provenance
     machine, data = record.get("machine") or {}, record.get("data") or {}
     splits = ", ".join(f"{size:,} {name}" for name, size in (data.get("splits") or {}).items())
-    found = [
+    facts = [
         ("started", record.get("started")),
         ("updated", record.get("updated")),
         ("commands", "\n".join(record.get("commands") or []) or None),
@@ -61,20 +66,29 @@ def _facts(results: RunResults) -> Sheet:
         ("data fingerprint", data.get("fingerprint")),
         ("images", splits or None),
     ]
-    rows = [{"fact": fact, "value": value} for fact, value in found if value is not None]
-    return Sheet("provenance", "Where it was run", [Column("fact", ""), Column("value", "")], rows)
+    rows = [{"fact": fact, "value": value} for fact, value in facts if value is not None]
+    return ReportTable("provenance", "Where it was run", [Column("fact", ""), Column("value", "")], rows)
 
 
-def _stages(results: RunResults) -> Sheet:
-    rows = [
-        {"stage": stage, "seconds": record.get("seconds"), "finished": record.get("finished")}
+def _stages(results: RunResults) -> ReportTable:
+    rows: list[Row] = [
+        {"stage": stage, "seconds": record.seconds, "finished": record.finished}
         for stage, record in results.stages.items()
     ]
-    if len(rows) > 1:
-        rows.append({"stage": "all", "seconds": sum(row["seconds"] or 0 for row in rows)})
+    repeated = [stage for stage in _SHARED if _holds_whole_passes(results, stage)]
+    note = ""
+    if repeated:
+        note = f"Each record of {and_list(repeated)} holds the whole pass that served all of them: there is no sum."
+    elif len(rows) > 1:
+        rows.append({"stage": "all", "seconds": sum(row["seconds"] for row in rows)})
     columns = [
         Column("stage", "stage"),
         Column("seconds", "seconds", "number"),
         Column("finished", "finished"),
     ]
-    return Sheet("stages", "What took how long", columns, rows)
+    return ReportTable("stages", "What took how long", columns, rows, note)
+
+
+def _holds_whole_passes(results: RunResults, stage: str) -> bool:
+    own = [record for key, record in results.stages.items() if key.partition("/")[0] == stage]
+    return len(own) > 1 and any(record.units is None for record in own)

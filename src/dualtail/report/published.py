@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dualtail.report.results import Classes
+from dualtail.runs.results import Classes
 
 _BACKDOOR = "Chen et al., ICML 2025"
 _LIFT = "Shi et al., ICML 2024"

@@ -6,28 +6,20 @@ grow with the number of classes; confusions, worst images and calibration all fo
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dualtail.errors import RunError
-from dualtail.logits._arrays import row_chunks
 from dualtail.logits.backdoor import backdoor_adjust
-from dualtail.logits.calibration import ReliabilityCurve
-from dualtail.report.results import RunResults
-from dualtail.runs.analysis import read_member_prior
-from dualtail.runs.store import RunDirectory
+from dualtail.logits.calibration import ReliabilityCurve, reliability_from
+from dualtail.runs.finished import RunResults
+from dualtail.runs.logits_file import RunLogits, has_logits
 
-ENSEMBLE = "adjusted"
+_BINS = 10  # of a calibration curve
 
 
 @dataclass(frozen=True)
@@ -52,14 +44,12 @@ class Samples:
     Attributes:
         labels: ``(N,)`` int64.
         sample_ids: their names.
-        zero_shot: answers by the name of a backbone.
         members: answers by the name of a member.
         ensemble: answers of the adjusted ensemble.
     """
 
     labels: NDArray[np.int64]
     sample_ids: tuple[str, ...]
-    zero_shot: dict[str, Answers]
     members: dict[str, Answers]
     ensemble: Answers
 
@@ -74,84 +64,40 @@ def read_samples(results: RunResults) -> Samples | None:
     Raises:
         RunError: a logits file cannot be read, or holds other images than the others.
     """
-    split = results.classes.evaluated_on
-    files = {
-        ("member", member.name): results.root / "members" / member.name / "logits.safetensors"
-        for member in results.members
-    }
-    for backbone in results.backbones:
-        path = results.root / "backbones" / backbone.name / "zero_shot.safetensors"
-        if path.is_file():
-            files["zero_shot", backbone.name] = path
-    members = [key for key in files if key[0] == "member"]
-    if not members or not all(files[key].is_file() for key in members):
+    if not has_logits(results.run):
         return None
-    labels, sample_ids = _read_ids(files[members[0]], split)
-    prior = read_member_prior(RunDirectory(results.root, results.recipe))
-    found: dict[tuple[str, str], list[list[Tensor]]] = {key: [] for key in [*files, (ENSEMBLE, "")]}
-    for rows, logits in _chunks(files, split, len(labels)):
-        target = torch.from_numpy(labels[rows])
-        for key, chunk in logits.items():
-            found[key].append(_answers(chunk, target))
-        adjusted = backdoor_adjust([logits[key] for key in members], weights=prior)
-        found[ENSEMBLE, ""].append(_answers(adjusted, target))
-    answers = {
-        key: Answers(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
-        for key, parts in found.items()
-    }
+    stored = RunLogits(results.run, results.classes.evaluated_on)
+    ensemble: list[list[Tensor]] = []
+    members: dict[str, list[list[Tensor]]] = defaultdict(list)
+    for rows, logits in stored.chunks():
+        own = {name: logits["member", name] for name in stored.members}
+        for name, scores in own.items():
+            members[name].append(_answers(scores, stored.labels[rows]))
+        adjusted = backdoor_adjust(list(own.values()), weights=results.member_prior)
+        ensemble.append(_answers(adjusted, stored.labels[rows]))
     return Samples(
-        labels,
-        sample_ids,
-        {name: value for (kind, name), value in answers.items() if kind == "zero_shot"},
-        {name: value for (kind, name), value in answers.items() if kind == "member"},
-        answers[ENSEMBLE, ""],
+        stored.labels.numpy(),
+        stored.sample_ids,
+        {name: _joined(parts) for name, parts in members.items()},
+        _joined(ensemble),
     )
 
 
-def _read_ids(path: Path, split: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Return labels and names of a file's images without its logits."""
-    with _open(path) as file:
-        ids = bytes(file.get_tensor(f"{split}.sample_ids").numpy()).decode()
-        return file.get_tensor(f"{split}.labels").numpy(), tuple(json.loads(ids))
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"cannot be read ({error})", where=str(path), fix="delete it and run again") from None
-
-
-def _chunks(
-    files: Mapping[tuple[str, str], Path], split: str, num_samples: int
-) -> Iterator[tuple[slice, dict[tuple[str, str], Tensor]]]:
-    """Yield the same rows of every file at a time."""
-    with ExitStack() as stack:
-        slices: dict[tuple[str, str], Any] = {}
-        for key, path in files.items():
-            slices[key] = stack.enter_context(_open(path)).get_slice(f"{split}.logits")
-            if slices[key].get_shape()[0] != num_samples:
-                raise RunError(
-                    f"its {split} images are not those of the other members",
-                    where=str(path),
-                    fix="delete the file and run again",
-                )
-        classes = next(iter(slices.values())).get_shape()[1]
-        for rows in row_chunks(num_samples, classes, 1 << 21):
-            yield rows, {key: part[rows] for key, part in slices.items()}
-
-
 def _answers(logits: Tensor, labels: Tensor) -> list[Tensor]:
-    prediction = torch.from_numpy(
-        logits.numpy().argmax(1)
-    )  # numpy's search is many times faster than torch's
+    # numpy's search is many times faster than torch's
+    prediction = torch.from_numpy(logits.numpy().argmax(1))
     both = logits.gather(1, torch.stack([prediction, labels], dim=1))
-    probabilities = (both - logits.logsumexp(1, keepdim=True)).exp()
+    # Rounding may lift a sure answer just above 1.
+    probabilities = (both - logits.logsumexp(1, keepdim=True)).exp().clamp(max=1)
     return [prediction, probabilities[:, 0], probabilities[:, 1]]
 
 
+def _joined(parts: list[list[Tensor]]) -> Answers:
+    return Answers(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
+
+
 def reliability(
-    answers: Answers, labels: NDArray[np.int64], where: NDArray[np.bool_] | None = None, bins: int = 10
+    answers: Answers, labels: NDArray[np.int64], where: NDArray[np.bool_] | None = None, bins: int = _BINS
 ) -> ReliabilityCurve:
     """Return accuracy against confidence, over the images ``where`` is true.
 
@@ -161,15 +107,5 @@ def reliability(
         where: ``(N,)`` booleans; all images by default.
         bins: of equal width.
     """
-    confidence = answers.confidence.astype(np.float64)
-    hits = answers.prediction == labels
-    if where is not None:
-        confidence, hits = confidence[where], hits[where]
-    edges = np.linspace(0, 1, bins + 1)
-    # Bins hold (low, high].
-    place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
-    count = np.bincount(place, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        mean = np.bincount(place, weights=confidence, minlength=bins) / count
-        accuracy = np.bincount(place, weights=hits, minlength=bins) / count
-    return ReliabilityCurve(edges, count.astype(np.int64), mean, accuracy)
+    chosen = slice(None) if where is None else where
+    return reliability_from(answers.confidence[chosen], (answers.prediction == labels)[chosen], bins)

@@ -95,7 +95,7 @@ def make_thumbnails(
         budget: in bytes, captions included.
     """
     queue = list(_in_rounds(rows, samples))
-    found = Thumbnails(wanted=len(queue))
+    thumbnails = Thumbnails(wanted=len(queue))
     chosen = LARGE if len(queue) <= _MANY_PICTURES else SMALL
     spent = 0
     with ThreadPoolExecutor() as pool:
@@ -104,18 +104,18 @@ def make_thumbnails(
             paths = [root / samples.sample_ids[row] for row in batch]
             for row, picture in zip(batch, pool.map(lambda path: encode(path, chosen), paths), strict=True):
                 if picture is None:
-                    found.unreadable += 1
+                    thumbnails.unreadable += 1
                 elif spent + len(picture) + _CAPTION_BYTES <= budget:
                     spent += len(picture) + _CAPTION_BYTES
-                    found.pictures[row] = picture
+                    thumbnails.pictures[row] = picture
             if spent >= 0.99 * budget or (
-                start == 0 and not found.pictures and found.unreadable == len(batch)
+                start == 0 and not thumbnails.pictures and thumbnails.unreadable == len(batch)
             ):
                 # Full; or the images are not where they were, and every further try would fail too.
                 break
-    if not found.pictures:
-        found.unreadable = found.wanted
-    return found
+    if not thumbnails.pictures:
+        thumbnails.unreadable = thumbnails.wanted
+    return thumbnails
 
 
 def _in_rounds(rows: Sequence[NDArray[np.int64]], samples: Samples) -> Iterator[int]:

@@ -11,23 +11,25 @@ import torch
 
 from dualtail.data.manifest import Manifest
 from dualtail.data.problems import DataFaults
-from dualtail.engine.precision import autocast, resolve_device, resolve_precision
+from dualtail.engine.precision import autocast, resolve_precision
 from dualtail.errors import BackboneError, DualtailError, RecipeError
 from dualtail.logits.losses import LOSSES
 from dualtail.models.backbone import load_backbone
 from dualtail.models.classifier import Classifier, build_classifier
+from dualtail.process_group import resolve_device
 from dualtail.runs.choices import find_choice_faults
 from dualtail.runs.dataset import build_manifest, evaluation_split, find_missing_val, find_problems
 from dualtail.runs.members import BackbonePlan, plan_backbones, plan_members
 from dualtail.runs.observer import Observer
-from dualtail.runs.recipe import Recipe, read_recipe
+from dualtail.runs.recipe import Recipe
+from dualtail.runs.recipe_file import read_recipe
 
 TRIAL_IMAGES = 16
 TRIAL_SECONDS = 2.0
 
 
 @dataclass
-class Checkup:
+class RecipeCheck:
     """What :func:`check_recipe` found.
 
     Attributes:
@@ -43,7 +45,7 @@ class Checkup:
 
 def check_recipe(
     path: str | Path, overrides: Sequence[str] = (), *, deep: bool = False, observer: Observer | None = None
-) -> Checkup:
+) -> RecipeCheck:
     """Look at a recipe, its data and its backbones, and collect every fault.
 
     The cost is measured: a few batches go through each backbone on the device that the run would use. Weights are
@@ -51,53 +53,53 @@ def check_recipe(
 
     Args:
         path: the recipe file.
-        overrides: as for :func:`~dualtail.runs.recipe.read_recipe`.
+        overrides: as for :func:`~dualtail.runs.recipe_file.read_recipe`.
         deep: decode every image.
         observer: hears how far it is.
     """
     observer = observer or Observer()
-    found = Checkup()
+    result = RecipeCheck()
     try:
         recipe = read_recipe(path, overrides)
     except RecipeError as error:
-        found.faults += error.faults or [str(error)]
-        return found
+        result.faults += error.faults or [str(error)]
+        return result
     choice_faults = find_choice_faults(recipe)
-    found.faults += choice_faults
-    manifest = _check_data(recipe, found, deep, observer)
-    usable = _check_backbones(recipe, manifest, found, observer, choices_stand=not choice_faults)
+    result.faults += choice_faults
+    manifest = _check_data(recipe, result, deep, observer)
+    usable = _check_backbones(recipe, manifest, result, observer, choices_stand=not choice_faults)
     if manifest is not None:
-        found.faults += find_missing_val(recipe, manifest)
-    if manifest is not None and not found.faults:
+        result.faults += find_missing_val(recipe, manifest)
+    if manifest is not None and not result.faults:
         try:
-            _estimate(recipe, manifest, usable, found)
+            _estimate(recipe, manifest, usable, result)
         except DualtailError as error:
-            found.faults.append(str(error))
-    return found
+            result.faults.append(str(error))
+    return result
 
 
-def _check_data(recipe: Recipe, found: Checkup, deep: bool, observer: Observer) -> Manifest | None:
+def _check_data(recipe: Recipe, result: RecipeCheck, deep: bool, observer: Observer) -> Manifest | None:
     observer.stage("data: reading every image" if deep else "data")
     try:
         manifest = build_manifest(recipe.data, recipe.seed)
     except DataFaults as error:
-        found.faults += map(str, error.problems)
+        result.faults += map(str, error.problems)
         return None
     except DualtailError as error:
-        found.faults.append(str(error))
+        result.faults.append(str(error))
         return None
     for problem in find_problems(manifest, recipe.data, deep=deep, progress=observer.progress):
-        (found.faults if problem.severity == "error" else found.warnings).append(str(problem))
+        (result.faults if problem.severity == "error" else result.warnings).append(str(problem))
     sizes = ", ".join(f"{size:,} {name}" for name, size in manifest.split_sizes.items())
     counts = manifest.counts("train")
-    found.facts.append(("data", f"{manifest.num_classes:,} classes; images: {sizes}"))
-    found.facts.append(("train", f"{counts.max():,} to {counts.min():,} images a class"))
-    found.facts += [("note", note) for note in manifest.notes]
+    result.facts.append(("data", f"{manifest.num_classes:,} classes; images: {sizes}"))
+    result.facts.append(("train", f"{counts.max():,} to {counts.min():,} images a class"))
+    result.facts += [("note", note) for note in manifest.notes]
     return manifest
 
 
 def _check_backbones(
-    recipe: Recipe, manifest: Manifest | None, found: Checkup, observer: Observer, *, choices_stand: bool
+    recipe: Recipe, manifest: Manifest | None, result: RecipeCheck, observer: Observer, *, choices_stand: bool
 ) -> dict[BackbonePlan, Classifier]:
     """Build each backbone's classifier as fine-tuning would; where other choices are wrong, the backbone alone."""
     usable = {}
@@ -115,18 +117,19 @@ def _check_backbones(
             if choices_stand:
                 usable[plan] = build_classifier(backbone, names, **recipe.finetune.classifier_options)
         except DualtailError as error:
-            found.faults.append(str(error))
+            result.faults.append(str(error))
     return usable
 
 
 def _refuse_what_needs_text(recipe: Recipe, plan: BackbonePlan) -> None:
     tuned = recipe.finetune
-    if any("pretrain_prior" in LOSSES[loss.name].needs for loss in tuned.losses if loss.name in LOSSES):
-        raise BackboneError(
-            "has no text tower, hence no prior for the loss gla_train",
-            where=plan.name,
-            fix="choose the loss la",
-        )
+    for loss in tuned.losses:
+        if loss.name in LOSSES and "pretrain_prior" in LOSSES[loss.name].needs:
+            raise BackboneError(
+                f"has no text tower, hence no prior for the loss {loss.name}",
+                where=plan.name,
+                fix="choose the loss la",
+            )
     if tuned.head.init == "text":
         raise BackboneError(
             "has no text tower to start the head from", where=plan.name, fix="set finetune.head.init to auto"
@@ -134,10 +137,10 @@ def _refuse_what_needs_text(recipe: Recipe, plan: BackbonePlan) -> None:
 
 
 def _estimate(
-    recipe: Recipe, manifest: Manifest, usable: dict[BackbonePlan, Classifier], found: Checkup
+    recipe: Recipe, manifest: Manifest, usable: dict[BackbonePlan, Classifier], result: RecipeCheck
 ) -> None:
     device = resolve_device(recipe.runtime.device)
-    precision = resolve_precision(recipe.finetune.precision, device)
+    precision = resolve_precision(recipe.runtime.precision, device)
     members = plan_members(recipe)
     second = recipe.finetune.second_stage
     epochs, train = recipe.finetune.epochs + (second.epochs if second else 0), manifest.split_sizes["train"]
@@ -153,14 +156,14 @@ def _estimate(
         features = classifier.backbone.feature_dim
         stored += runs * (4 * trained + evaluated * (4 * manifest.num_classes + 2 * features))
         stored += evaluated * (4 * manifest.num_classes + 2 * features) * classifier.backbone.has_text
-        found.facts.append(
+        result.facts.append(
             (plan.name, f"{total:,} parameters, {trained:,} trained ({recipe.finetune.tuner.name} and head)"
              + (f", {runs} seeds" if runs > 1 else "")
              + ("" if classifier.backbone.has_text else "; no text tower: no zero-shot logits, no prior of its own"))
         )  # fmt: skip
         classifier.cpu()
     split = evaluation_split(manifest)
-    found.facts += [
+    result.facts += [
         ("run", f"{len(members)} members x {epochs} epochs of {train:,} images; measured on {split}"),
         ("stores", f"about {stored / 2**20:,.0f} MiB"),
         (

@@ -80,9 +80,8 @@ def plan_members(recipe: Recipe) -> list[MemberPlan]:
         RecipeError: two members have the same name.
 
     Example:
-        >>> from dualtail.runs.recipe import parse_recipe
-        >>> recipe = parse_recipe({"name": "x", "data": {"root": "."}, "members": [
-        ...     {"backbone": "open_clip:ViT-B-16/laion2b_s34b_b88k", "seeds": [0, 1]}, {"backbone": "timm:a"}]})
+        >>> recipe = Recipe(name="x", data={"root": "."}, members=[
+        ...     {"backbone": "open_clip:ViT-B-16/laion2b_s34b_b88k", "seeds": [0, 1]}, {"backbone": "timm:a"}])
         >>> [member.name for member in plan_members(recipe)]
         ['ViT-B-16_laion2b_s34b_b88k-seed0', 'ViT-B-16_laion2b_s34b_b88k-seed1', 'a']
     """

@@ -13,14 +13,13 @@ from dualtail.data.loader import OnBadImage, eval_loader
 from dualtail.data.manifest import Manifest
 from dualtail.data.transforms import eval_transform
 from dualtail.engine.inference import infer
-from dualtail.engine.precision import resolve_device
 from dualtail.errors import DataError, InputError
 from dualtail.logits.backdoor import backdoor_adjust
 from dualtail.models.classifier import load_classifier
-from dualtail.runs.analysis import read_member_prior
-from dualtail.runs.members import plan_members
+from dualtail.process_group import resolve_device
+from dualtail.runs.directory import RunDirectory
+from dualtail.runs.evaluation import read_member_prior
 from dualtail.runs.observer import Observer
-from dualtail.runs.store import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -36,24 +35,24 @@ class Prediction:
     classes: tuple[tuple[str, float], ...]
 
 
-def find_images(places: Sequence[str | Path]) -> list[str]:
-    """Return the image files among ``places`` and in their folders, in order, each once.
+def find_images(paths: Sequence[str | Path]) -> list[str]:
+    """Return the image files among ``paths`` and in their folders, in order, each once.
 
     Raises:
-        DataError: a place does not exist, or a folder holds no image.
+        DataError: a path does not exist, or a folder holds no image.
     """
-    found: dict[str, None] = {}
-    for place in map(Path, places):
-        if place.is_dir():
-            files = sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    images: dict[str, None] = {}
+    for path in map(Path, paths):
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
             if not files:
-                raise DataError("holds no image", where=str(place), fix="give image files or folders of them")
-            found |= dict.fromkeys(map(str, files))
-        elif place.exists():
-            found[str(place)] = None
+                raise DataError("holds no image", where=str(path), fix="give image files or folders of them")
+            images |= dict.fromkeys(map(str, files))
+        elif path.exists():
+            images[str(path)] = None
         else:
-            raise DataError("there is no such file or folder", where=str(place))
-    return list(found)
+            raise DataError("there is no such file or folder", where=str(path))
+    return list(images)
 
 
 def predict_images(
@@ -84,9 +83,9 @@ def predict_images(
     observer = observer or Observer()
     directory = RunDirectory.read(run)
     prior, recipe = read_member_prior(directory), directory.recipe
-    plans = plan_members(recipe)
+    plans = directory.members
     where = resolve_device(device)
-    members = {plan.name: load_classifier(directory.member_dir(plan.name), device=where) for plan in plans}
+    members = {plan.name: load_classifier(directory.member(plan.name).folder, device=where) for plan in plans}
     names = members[plans[0].name].class_names
     files = Manifest(
         Path.cwd(), tuple(images), np.zeros(len(images), np.int64), np.full(len(images), "test"), names
@@ -107,7 +106,7 @@ def predict_images(
         loader,
         crops={name: transform.key for name, transform in transforms.items()},
         device=where,
-        precision=recipe.finetune.precision,
+        precision=recipe.runtime.precision,
         progress=lambda now: observer.progress(now.done, now.total),
     )
     for path in loader.skipped:

@@ -1,38 +1,21 @@
 """The recipe: a strict schema of everything a run depends on.
 
-A recipe is a YAML file. Unknown keys are refused with the nearest known one, nothing is silently converted, and
-the resolved recipe (every default written out, every path absolute) is stored in the run directory.
+Every default is written out and every path absolute in the recipe that a run directory keeps; reading and writing
+recipes is :mod:`dualtail.runs.recipe_file`'s.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from dualtail.errors import RecipeError, nearest
+from dualtail.engine.settings import Precision, TrainingChoices
 from dualtail.imagespec import ImageSpec
+from dualtail.schema import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
-Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 Options = dict[str, Any]
-
-
-class Section(BaseModel):
-    """Base of every part of a recipe: no unknown keys, no coercion, no change after validation."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class LongTail(Section):
@@ -148,7 +131,7 @@ class Augment(Section):
 class SecondStage(Section):
     """A second training after the first, of the head alone by default (decoupled training, Kang et al. 2020)."""
 
-    only: Annotated[list[Literal["head", "tuner"]], Field(min_length=1)] = ["head"]
+    only: Annotated[list[Literal["head", "tuner"]], Field(min_length=1)] = ["head"]  # noqa: RUF012
     """The parts that train."""
     epochs: PositiveInt = 5
     learning_rate: PositiveFloat = 0.01
@@ -157,7 +140,7 @@ class SecondStage(Section):
     loss: Loss = Loss(name="ce")
 
 
-class Finetune(Section):
+class Finetune(TrainingChoices):
     """How a member is trained; the defaults are LIFT's."""
 
     tuner: Tuner = Tuner()
@@ -168,33 +151,8 @@ class Finetune(Section):
     augment: Augment = Augment()
     sampling: str = "instance"
     """``instance``, ``class_balanced``, ``square_root`` or ``progressive``."""
-    epochs: PositiveInt = 10
     batch_size: PositiveInt = 128
     """Over all processes."""
-    accumulation: PositiveInt = 1
-    """Batches whose gradients are added up before a step."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: PositiveFloat = 0.01
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    weight_decay: NonNegativeFloat = 5e-4
-    schedule: Literal["cosine", "constant"] = "cosine"
-    schedule_step: Literal["epoch", "step"] = "epoch"
-    """The learning rate changes once an epoch (LIFT) or at every step."""
-    warmup_epochs: NonNegativeFloat = 0.0
-    gradient_clip: PositiveFloat | None = None
-    """Largest total norm of the gradient."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """``auto`` is bf16 where the device computes in it."""
-    ema_decay: Fraction | None = None
-    """Decay of a moving average of the trained weights, which then takes their place."""
-    mixup: NonNegativeFloat = 0.0
-    """Alpha of Mixup; 0 is off."""
-    cutmix: NonNegativeFloat = 0.0
-    """Alpha of CutMix; 0 is off."""
-    keep: Literal["last", "best"] = "last"
-    """``best``: the epoch with the highest macro accuracy on val, measured after every epoch."""
-    compile: bool = False
-    """Train through ``torch.compile``."""
     second_stage: SecondStage | None = None
     """Train the head again on re-balanced batches; left out, there is none."""
 
@@ -278,10 +236,12 @@ class Evaluate(Section):
 
 
 class Runtime(Section):
-    """How the work is done; changes no result beyond rounding, and is no part of a stage's fingerprint."""
+    """How the work is done; changes no result beyond rounding. Precision alone is part of what a stage depends on."""
 
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
+    precision: Precision = "auto"
+    """Of training and inference: ``fp32``, ``bf16``, ``fp16``, or ``auto``: bf16 where the device computes in it."""
     workers: Literal["auto"] | NonNegativeInt = "auto"
     """Processes that read images; ``auto`` is one a core, at most 8."""
     share: Literal["batches", "members"] = "batches"
@@ -298,8 +258,8 @@ class Recipe(Section):
     """Everything a run depends on.
 
     Example:
-        >>> recipe = parse_recipe({"name": "birds", "data": {"root": "/data/birds"},
-        ...                        "members": [{"backbone": "open_clip:ViT-B-16/laion2b_s34b_b88k"}]})
+        >>> recipe = Recipe(name="birds", data={"root": "/data/birds"},
+        ...                 members=[{"backbone": "open_clip:ViT-B-16/laion2b_s34b_b88k"}])
         >>> recipe.finetune.tuner.name, recipe.finetune.learning_rate
         ('adaptformer', 0.01)
     """
@@ -316,231 +276,3 @@ class Recipe(Section):
     adjust: Adjust = Adjust()
     evaluate: Evaluate = Evaluate()
     runtime: Runtime = Runtime()
-
-
-# --- reading
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without its two traps: ``1e-3`` is a number, and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is no text", key_node.start_mark
-                )
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
-def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file, apply ``key=value`` overrides and validate.
-
-    Relative paths in the file are relative to the file's folder; those in an override to the working directory.
-
-    Args:
-        path: the YAML file.
-        overrides: ``dotted.key=value`` each; the value is YAML, list items are named by number
-            (``members.0.weights=random``).
-
-    Raises:
-        RecipeError: the file or an override cannot be read, or the recipe is not valid; every fault is in
-            ``error.faults``, the message shows the first.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError("no such file", where=str(path), fix="give the path of a recipe (YAML)") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot be read ({error})", where=str(path)) from None
-    content = _parse_yaml(text, where=str(path))
-    if not isinstance(content, dict):
-        raise RecipeError("is not a mapping of keys", where=str(path), fix="start from a file in recipes/")
-    content = _absolute_paths(content, path.resolve().parent)
-    for override in overrides:
-        content = apply_override(content, override)
-    return parse_recipe(_absolute_paths(content, Path.cwd()), where=str(path))
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)  # a SafeLoader: builds plain values only
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}, line {mark.line + 1}" if mark else where
-        raise RecipeError(
-            f"is not valid YAML: {getattr(error, 'problem', None) or error}", where=place
-        ) from None
-
-
-def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
-    """Validate a recipe given as nested dictionaries.
-
-    Raises:
-        RecipeError: with every fault in ``error.faults`` (one line each).
-
-    Example:
-        >>> parse_recipe({"name": "x", "data": {"root": "."}, "members": [{"backbon": "timm:x"}]})
-        Traceback (most recent call last):
-        dualtail.errors.RecipeError: recipe: members.0.backbone is missing; add it (2 faults in all...)
-    """
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        faults = _faults(error.errors())
-    fault = faults[0]
-    if len(faults) > 1:
-        fault += f" ({len(faults)} faults in all: 'dualtail check' lists them)"
-    raised = RecipeError(fault, where=where)
-    raised.faults = tuple(faults)
-    raise raised
-
-
-def _faults(errors: Sequence[Any]) -> list[str]:
-    """Return a line for each faulty key; what the branches of a union expect is joined by "or"."""
-    lines: list[str] = []
-    expected: dict[str, tuple[Any, list[str]]] = {}
-    for error in errors:
-        # A branch of a union adds its own name to the location: "list[constrained-float]", "literal[...]".
-        location = [str(part) for part in error["loc"]]
-        key = ".".join(part for part in location if re.fullmatch(r"[A-Za-z_]\w*|\d+", part))
-        if error["type"] == "extra_forbidden":
-            known = _known_keys(location[:-1])
-            guess = nearest(location[-1], known)
-            prefix = "".join(f"{part}." for part in location[:-1])
-            hint = f"did you mean {prefix}{guess}?" if guess else f"known keys: {', '.join(known)}"
-            lines.append(f"unknown key {key}; {hint}")
-        elif error["type"] == "missing":
-            lines.append(f"{key} is missing; add it")
-        elif error["type"] == "value_error":
-            lines.append(f"{key}: {error['msg'].removeprefix('Value error, ')}" if key else str(error["msg"]))
-        else:
-            expected.setdefault(key, (error["input"], []))[1].append(_expectation(error))
-    return lines + [
-        f"{key} is {found!r}; it should be {' or '.join(what)}" for key, (found, what) in expected.items()
-    ]
-
-
-def _expectation(error: Any) -> str:
-    """Return what one of pydantic's errors expects, as the end of "it should be ..."."""
-    kind = error["type"]
-    if kind in ("too_short", "too_long"):
-        context = error["ctx"]
-        limit = (
-            f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
-        )
-        return f"a list of {limit}"
-    if kind == "model_type":
-        return "a mapping of keys"
-    if kind == "none_required":
-        return "left out"
-    message = str(error["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
-    if not kind.endswith("_type"):
-        return message
-    return f"{'an' if message[0] in 'aeiou' else 'a'} {message}"
-
-
-def _known_keys(location: Sequence[str]) -> list[str]:
-    """Return the keys of the section at ``location``."""
-    section: Any = Recipe
-    for part in location:
-        if not part.isdigit():
-            section = (
-                _section_of(section.model_fields[part].annotation)
-                if part in section.model_fields
-                else section
-            )
-    return list(section.model_fields)
-
-
-def _section_of(annotation: Any) -> Any:
-    """Return the Section class inside an annotation such as ``Annotated[list[Member], ...]`` or ``X | None``."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        found = _section_of(argument)
-        if found is not None:
-            return found
-    return None
-
-
-def apply_override(content: dict[str, Any], override: str) -> dict[str, Any]:
-    """Return ``content`` with ``dotted.key=value`` set; sections that are not there yet are made.
-
-    Example:
-        >>> apply_override({"finetune": {"epochs": 10}}, "finetune.learning_rate=1e-3")
-        {'finetune': {'epochs': 10, 'learning_rate': 0.001}}
-    """
-    where = f"--set {override}"
-    key, equals, value = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise RecipeError(
-            "is not of the form key=value", where=where, fix="for example --set finetune.epochs=5"
-        )
-    content = deepcopy(content)
-    place: Any = content
-    for index, part in enumerate(parts):
-        last = index == len(parts) - 1
-        if isinstance(place, list):
-            if not part.isdigit() or int(part) >= len(place):
-                raise RecipeError(
-                    f"{'.'.join(parts[:index])} is a list of {len(place)}, which has no item {part!r}",
-                    where=where,
-                )
-            slot: Any = int(part)
-        elif isinstance(place, dict):
-            slot = part
-        else:
-            raise RecipeError(
-                f"{'.'.join(parts[:index])} is a single value, which has no key {part!r}", where=where
-            )
-        if last:
-            place[slot] = _parse_yaml(value, where)
-        else:
-            if isinstance(place, dict) and place.get(slot) is None:
-                place[slot] = {}
-            place = place[slot]
-    return content
-
-
-def _absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Return ``content`` with its paths made absolute against ``base``."""
-    content = deepcopy(content)
-    data = content.get("data")
-    if isinstance(data, dict) and isinstance(data.get("root"), str):
-        data["root"] = str(base / Path(data["root"]).expanduser())
-    members = content.get("members")
-    for member in members if isinstance(members, list) else []:
-        if not isinstance(member, dict):
-            continue
-        backbone, weights = member.get("backbone"), member.get("weights")
-        if isinstance(backbone, str) and backbone.startswith(
-            ("open_clip:./", "open_clip:../", "open_clip:~")
-        ):
-            member["backbone"] = f"open_clip:{(base / Path(backbone[10:]).expanduser()).resolve()}"
-        if isinstance(weights, str) and weights != "random":
-            member["weights"] = str(base / Path(weights).expanduser())
-    for section, key in (("text", "descriptions"), ("runtime", "cache")):
-        part = content.get(section)
-        if isinstance(part, dict) and isinstance(part.get(key), str):
-            part[key] = str(base / Path(part[key]).expanduser())
-    return content
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """Return the resolved recipe as YAML, every default written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dualtail.errors import InputError, RunError, nearest
+from dualtail.errors import InputError, RunError, nearest_fix
+from dualtail.files import write_text
 from dualtail.lab.bench import MOST, Bench
 from dualtail.lab.studies import groups, members, priors, repairs, rules, two_by_two
 from dualtail.lab.studies.common import Answer, Study
 from dualtail.runs.observer import Observer
-from dualtail.runs.store import write_text
 
 STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY for module in (priors, two_by_two, repairs, members, rules, groups)
@@ -18,12 +18,12 @@ STUDIES: dict[str, Study] = {
 
 
 @dataclass(frozen=True)
-class Section:
-    """A study that was run, as it stands in a page.
+class StudyResult:
+    """A study that was run, with what a page says of it.
 
     Attributes:
         study: the question.
-        answer: what was found.
+        answer: to its question.
         command: what repeats it.
         worlds: how many were asked.
     """
@@ -50,8 +50,8 @@ class Section:
     def plot_files(self) -> list[str]:
         """Names of the files of the plots."""
         return [
-            f"lab-{self.study.name}{f'-{place}' if place else ''}.svg"
-            for place in range(len(self.answer.plots))
+            f"lab-{self.study.name}{f'-{index}' if index else ''}.svg"
+            for index in range(len(self.answer.plots))
         ]
 
 
@@ -62,15 +62,13 @@ def get_study(name: str) -> Study:
         InputError: there is none of that name; the nearest is named.
     """
     if name not in STUDIES:
-        guess = nearest(name, list(STUDIES))
-        fix = f"did you mean {guess!r}?" if guess else f"choose from {', '.join(STUDIES)}, all"
-        raise InputError(f"there is no study {name!r}", fix=fix)
+        raise InputError(f"unknown study {name!r}", fix=nearest_fix(name, [*STUDIES, "all"]))
     return STUDIES[name]
 
 
 def run_study(
     name: str, worlds: int, work: str | Path, *, most: int = MOST, observer: Observer | None = None
-) -> Section:
+) -> StudyResult:
     """Answer a study's question over several worlds.
 
     Args:
@@ -90,7 +88,7 @@ def run_study(
         raise InputError(f"{most} members", where="most", fix=f"3 to {MOST}")
     benches = [Bench(seed, Path(work), observer or Observer(), most) for seed in range(worlds)]
     command = f"dualtail lab study {name} --worlds {worlds}" + (f" --most {most}" if most != MOST else "")
-    return Section(study, study.ask(benches), command, worlds)
+    return StudyResult(study, study.ask(benches), command, worlds)
 
 
 def find_section(page: str | Path, name: str) -> tuple[str, str]:
@@ -104,9 +102,9 @@ def find_section(page: str | Path, name: str) -> tuple[str, str]:
         content = Path(page).read_text(encoding="utf-8")
     except OSError as error:
         raise RunError(f"cannot be read ({error.strerror})", where=str(page)) from None
-    before, found, rest = content.partition(begin)
+    before, opened, rest = content.partition(begin)
     _, closed, after = rest.partition(end)
-    if not found or not closed:
+    if not opened or not closed:
         raise RunError(
             f"has no lines {begin.strip()!r} and {end!r}",
             where=str(page),
@@ -115,7 +113,7 @@ def find_section(page: str | Path, name: str) -> tuple[str, str]:
     return before + begin, end + after
 
 
-def write_section(page: str | Path, section: Section) -> None:
+def write_section(page: str | Path, result: StudyResult) -> None:
     """Replace what stands between a study's markers in a page; the plots go to ``images`` beside it.
 
     Raises:
@@ -123,7 +121,7 @@ def write_section(page: str | Path, section: Section) -> None:
         InputError: matplotlib, which draws, is not installed.
     """
     page = Path(page)
-    before, after = find_section(page, section.study.name)
-    for file, plot in zip(section.plot_files, section.answer.plots, strict=True):
+    before, after = find_section(page, result.study.name)
+    for file, plot in zip(result.plot_files, result.answer.plots, strict=True):
         plot.save(page.parent / "images" / file)
-    write_text(page, before + section.to_markdown("images") + after)
+    write_text(page, before + result.to_markdown("images") + after)

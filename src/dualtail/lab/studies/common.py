@@ -12,7 +12,6 @@ from dualtail.lab.plots import Plot
 from dualtail.lab.tables import Table, figures
 from dualtail.logits.groups import ClassGroups
 from dualtail.logits.metrics import evaluate
-from dualtail.logits.prior import LabelPrior
 
 FIRST = different(0)
 THREE = [different(index) for index in range(3)]
@@ -47,11 +46,6 @@ class Study:
     name: str
     question: str
     ask: Callable[[Sequence[Bench]], Answer]
-
-
-def prior_groups(prior: LabelPrior) -> ClassGroups:
-    """Return the P-groups of a prior, without the memberships that its standard errors would give."""
-    return ClassGroups.from_prior(LabelPrior(prior.log_prob))
 
 
 def measure(

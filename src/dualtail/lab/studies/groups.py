@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dualtail.lab.bench import Bench
 from dualtail.lab.plots import curve_plot
-from dualtail.lab.studies.common import FIRST, Answer, Study, measure, prior_groups
+from dualtail.lab.studies.common import FIRST, Answer, Study, measure
 from dualtail.lab.tables import Table, points, share, verdict
 from dualtail.logits.groups import ClassGroups
 from dualtail.logits.prior import estimate_label_prior
@@ -29,7 +29,7 @@ def ask(benches: Sequence[Bench]) -> Answer:
         _SHARES | {"gap": "gap", "true_gap": "true gap"},
     )
     for bench in benches:
-        truth = prior_groups(bench.true_prior(FIRST))
+        truth = ClassGroups.from_prior(bench.true_prior(FIRST))
         said = bench.zero_shot(FIRST).logits["test"]
         tuned, labels = bench.member(FIRST).logits["test"], bench.labels("test")
         rng = np.random.default_rng([bench.seed, 7])
@@ -37,7 +37,7 @@ def ask(benches: Sequence[Bench]) -> Answer:
             rows = []
             for _ in range(_DRAWS):
                 chosen = _random_of_each(labels, per_class, rng)
-                groups = prior_groups(estimate_label_prior(said[chosen], labels[chosen]))
+                groups = ClassGroups.from_prior(estimate_label_prior(said[chosen], labels[chosen]))
                 unseen = torch.ones(len(labels), dtype=torch.bool).index_fill_(0, chosen, False)
                 gaps = {
                     key: _gap(bench, tuned, by, unseen) for key, by in (("gap", groups), ("true_gap", truth))

@@ -10,9 +10,10 @@ import torch
 
 from dualtail.lab.bench import Bench, different, same
 from dualtail.lab.plots import curve_plot
-from dualtail.lab.studies.common import COLUMNS, FIRST, Answer, Study, measure, prior_groups
+from dualtail.lab.studies.common import COLUMNS, FIRST, Answer, Study, measure
 from dualtail.lab.tables import TITLES, Table, points, titles, verdict
 from dualtail.logits.backdoor import backdoor_adjust
+from dualtail.logits.groups import ClassGroups
 
 _KINDS = {
     "different priors": lambda bench, i: bench.member(different(i)),
@@ -39,7 +40,7 @@ def ask(benches: Sequence[Bench]) -> Answer:
     )
     most = min(bench.most for bench in benches)
     for bench in benches:
-        p_groups = prior_groups(bench.true_prior(FIRST))
+        p_groups = ClassGroups.from_prior(bench.true_prior(FIRST))
         for kind, make in _KINDS.items():
             logits = [make(bench, index).logits["test"] for index in range(most)]
             alone = [measure(bench, one, p_groups) for one in logits]

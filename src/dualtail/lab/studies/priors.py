@@ -10,9 +10,10 @@ from torch import Tensor
 
 from dualtail.lab.bench import Bench
 from dualtail.lab.plots import scatter_plot
-from dualtail.lab.studies.common import FIRST, Answer, Study, prior_groups
+from dualtail.lab.studies.common import FIRST, Answer, Study
 from dualtail.lab.tables import Table, number, verdict
 from dualtail.logits.comparison import SeedSummary
+from dualtail.logits.groups import ClassGroups
 from dualtail.logits.prior import LabelPrior, estimate_label_prior
 
 _OBJECTIVES = ("mixed", "infonce", "sigmoid")
@@ -125,7 +126,9 @@ def _recovery(estimate: LabelPrior, truth: LabelPrior) -> dict[str, float]:
         "spearman": float(spearmanr(a, b)[0]),
         "slope": float(pearsonr(a, b)[0] * a.std() / b.std()),
         "distance": float((estimate.prob - truth.prob).abs().sum() / 2),
-        "groups": float((prior_groups(estimate).index == prior_groups(truth).index).float().mean()),
+        "groups": float(
+            (ClassGroups.from_prior(estimate).index == ClassGroups.from_prior(truth).index).float().mean()
+        ),
     }
 
 

@@ -10,10 +10,11 @@ from torch import Tensor
 from dualtail.lab.bench import Bench
 from dualtail.lab.plots import interval_plot
 from dualtail.lab.probes import probe_factors
-from dualtail.lab.studies.common import COLUMNS, FIRST, Answer, Study, measure, prior_groups
+from dualtail.lab.studies.common import COLUMNS, FIRST, Answer, Study, measure
 from dualtail.lab.tables import Table, figures, points, titles, verdict
 from dualtail.lab.world import Foundation
 from dualtail.logits.adjust import adjust_logits
+from dualtail.logits.groups import ClassGroups
 from dualtail.logits.neighbors import knn_accuracy
 
 _UNTOUCHED = "GLA without log P_P"
@@ -34,7 +35,7 @@ def ask(benches: Sequence[Bench]) -> Answer:
         titles("overall", "d_few", "p_many", "p_few", "tail_tail") | {"probe": "probe of the lost factor"},
     )
     for bench in benches:
-        p_groups = prior_groups(bench.true_prior(FIRST))
+        p_groups = ClassGroups.from_prior(bench.true_prior(FIRST))
         zero = bench.zero_shot(FIRST)
         members = {
             "CE": bench.member(FIRST, loss="ce"),

@@ -8,7 +8,7 @@ import torch
 
 from dualtail.lab.bench import Bench
 from dualtail.lab.plots import interval_plot
-from dualtail.lab.studies.common import COLUMNS, THREE, Answer, Study, measure, prior_groups
+from dualtail.lab.studies.common import COLUMNS, THREE, Answer, Study, measure
 from dualtail.lab.tables import Table, points, titles
 from dualtail.logits.backdoor import RULES, backdoor_adjust
 from dualtail.logits.groups import ClassGroups
@@ -28,7 +28,7 @@ def ask(benches: Sequence[Bench]) -> Answer:
         titles("overall", "d_few", "p_few", "tail_tail") | {"ece": "ECE"},
     )
     for bench in benches:
-        p_groups = prior_groups(LabelPrior.mean([bench.true_prior(f) for f in THREE]))
+        p_groups = ClassGroups.from_prior(LabelPrior.mean([bench.true_prior(f) for f in THREE]))
         members = [bench.member(f) for f in THREE]
         test, val = ([member.logits[split] for member in members] for split in ("test", "val"))
         zero = [bench.zero_shot(f) for f in THREE]

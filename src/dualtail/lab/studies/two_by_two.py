@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from dualtail.lab.bench import Bench
 from dualtail.lab.plots import interval_plot
-from dualtail.lab.studies.common import COLUMNS, FIRST, Answer, Study, measure, prior_groups
+from dualtail.lab.studies.common import COLUMNS, FIRST, Answer, Study, measure
 from dualtail.lab.tables import Table, points, titles, verdict
 from dualtail.lab.world import Foundation
+from dualtail.logits.groups import ClassGroups
 
 _CORPORA = {
     "balanced": Foundation(ratio=1.0),
@@ -25,7 +26,7 @@ def ask(benches: Sequence[Bench]) -> Answer:
         titles("overall", "d_many", "d_few", "p_many", "p_few", "tail_tail"),
     )
     for bench in benches:
-        p_groups = prior_groups(bench.true_prior(FIRST))
+        p_groups = ClassGroups.from_prior(bench.true_prior(FIRST))
         for pretraining, foundation in _CORPORA.items():
             for balanced in (True, False):
                 said = bench.member(foundation, loss="ce", balanced=balanced)

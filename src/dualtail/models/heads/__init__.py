@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dualtail.errors import InputError, nearest
-from dualtail.models._parts import check_options, seeded
+from dualtail.errors import InputError
 from dualtail.models.backbone import Backbone
-from dualtail.models.head_init import class_mean_weight, text_weight
 from dualtail.models.heads.base import Head
 from dualtail.models.heads.text import CoOpHead, TextHead
 from dualtail.models.heads.weight import CosineHead, L2NormedHead, LayerNormedHead, LinearHead
+from dualtail.models.parts import seeded
+from dualtail.registry import Registry
 
-__all__ = ["HEADS", "Head", "build_head", "check_options", "class_mean_weight", "text_weight"]
+__all__ = ["HEADS", "Head", "build_head", "check_head_options"]
 
-_KINDS: tuple[type[Head], ...] = (CosineHead, LinearHead, L2NormedHead, LayerNormedHead, TextHead, CoOpHead)
-HEADS: dict[str, type[Head]] = {kind.name: kind for kind in _KINDS}
+_OWN: tuple[type[Head], ...] = (CosineHead, LinearHead, L2NormedHead, LayerNormedHead, TextHead, CoOpHead)
+HEADS: Registry[type[Head]] = Registry(
+    "head",
+    {head.name: head for head in _OWN},
+    group="dualtail.heads",
+    given=("feature_dim", "num_classes"),
+    base=Head,
+)
+"""The classes of heads: ``head(feature_dim, num_classes, **options)``."""
 
 
 def build_head(
@@ -41,20 +48,14 @@ def build_head(
         **options: the head's own (``scale``, ``bias``, ``template``, ``context``, ...).
 
     Raises:
-        InputError: unknown name or option, the nearest known one is named; a text head without a backbone.
+        InputError: as for ``check_head_options``, or a text head without a backbone.
         BackboneError: a text head on a backbone without a text tower.
 
     Example:
         >>> build_head("cosine", 8, 3).weight.shape
         torch.Size([3, 8])
     """
-    if name not in HEADS:
-        guess = nearest(name, list(HEADS))
-        raise InputError(
-            f"unknown head {name!r}",
-            fix=f"did you mean {guess!r}?" if guess else f"choose from {', '.join(HEADS)}",
-        )
-    check_options(f"head {name!r}", HEADS[name], options)
+    check_head_options(name, options)
     if HEADS[name].reads_text and (backbone is None or class_names is None):
         raise InputError(f"the head {name!r} reads the text tower", fix="give its backbone and class_names")
     with seeded(seed):
@@ -63,3 +64,23 @@ def build_head(
             head.bind(backbone, class_names)
     head.options = {**options, "seed": seed}
     return head if backbone is None else head.to(backbone.device)
+
+
+def check_head_options(name: object, options: Mapping[str, Any], where: str | None = None) -> None:
+    """Refuse a head or an option that does not exist.
+
+    Args:
+        name: of a head, as the user gave it.
+        options: the head's own, and ``seed`` as of ``build_head``.
+        where: the recipe key or argument they were found in.
+
+    Raises:
+        InputError: an unknown name or option (with the nearest), or an option that is missing.
+
+    Example:
+        >>> check_head_options("cosin", {}, where="finetune.head")
+        Traceback (most recent call last):
+        dualtail.errors.InputError: finetune.head: unknown head 'cosin'; did you mean 'cosine'?
+    """
+    HEADS.find(name, where)
+    HEADS.check_options(str(name), {key: value for key, value in options.items() if key != "seed"}, where)

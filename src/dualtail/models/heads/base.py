@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from dualtail.errors import InputError
 from dualtail.models.backbone import Backbone
+from dualtail.models.parts import require_name
 
 
 class Head(nn.Module):
     """Maps features ``(..., D)`` to logits ``(..., C)``.
 
     Attributes:
-        name: its key in ``HEADS``.
+        name: its key in ``HEADS``, which messages and saved configurations call it by; every class needs one.
         reads_text: whether it asks the backbone's text tower for its weights at every forward.
         options: what it was made with, JSON-able, for the saved configuration.
         feature_dim: D.
@@ -31,6 +32,7 @@ class Head(nn.Module):
 
     def __init__(self, feature_dim: int, num_classes: int) -> None:
         super().__init__()
+        require_name(type(self))
         self.options: dict[str, Any] = {}
         self.feature_dim, self.num_classes = feature_dim, num_classes
 

@@ -55,7 +55,7 @@ class TextHead(Head):
         self.register_buffer("tokens", tokens.to(backbone.device), persistent=False)
 
     def prompts(self, class_names: Sequence[str]) -> list[str]:
-        """Return one prompt a class."""
+        """Return one prompt a class: the template around its name."""
         return [group[0] for group in class_prompts(class_names, self.template)]
 
     @property
@@ -103,7 +103,7 @@ class CoOpHead(TextHead):
         words: words to start from (``"a photo of a"``), one vector a token.
         scale: of the cosine; None for the backbone's ``logit_scale``.
 
-    References:
+    Source:
         Zhou et al., Learning to prompt for vision-language models, IJCV 2022 (arXiv 2109.01134).
     """
 

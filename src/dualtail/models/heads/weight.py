@@ -23,7 +23,7 @@ class WeightHead(Head):
 
     @torch.no_grad()
     def set_weight(self, weight: Tensor) -> None:
-        """Copy ``weight (C, D)`` in."""
+        """Start from ``weight (C, D)``, refusing another shape."""
         if weight.shape != self.weight.shape:
             raise InputError(
                 f"head weights have shape {tuple(weight.shape)}", fix=f"expected {tuple(self.weight.shape)}"
@@ -47,7 +47,7 @@ class LinearHead(WeightHead):
         self.bias = nn.Parameter(torch.zeros(num_classes)) if bias else None
 
     def score(self, features: Tensor) -> Tensor:
-        """Return the affine scores."""
+        """Return ``z @ weight.T + bias``, ``(..., C)``."""
         return F.linear(features, self.weight, self.bias)
 
 
@@ -73,7 +73,7 @@ class CosineHead(WeightHead):
         self.scale = float(scale)
 
     def score(self, features: Tensor) -> Tensor:
-        """Return the scaled cosines."""
+        """Return ``scale * <w / |w|, z / |z|>``, ``(..., C)``."""
         return self.scale * F.linear(F.normalize(features, dim=-1), F.normalize(self.weight, dim=-1))
 
 
@@ -88,7 +88,7 @@ class L2NormedHead(WeightHead):
     name = "l2_normed"
 
     def score(self, features: Tensor) -> Tensor:
-        """Return the projections of the features on unit weights."""
+        """Return ``<w / |w|, z>``, ``(..., C)``."""
         return F.linear(features, F.normalize(self.weight, dim=-1))
 
 
@@ -103,7 +103,7 @@ class LayerNormedHead(WeightHead):
     name = "layer_normed"
 
     def score(self, features: Tensor) -> Tensor:
-        """Return the projections of the standardised features on unit weights."""
+        """Return ``<w / |w|, LN(z)>``, ``(..., C)``."""
         return F.linear(
             F.layer_norm(features, (self.feature_dim,), eps=1e-12), F.normalize(self.weight, dim=-1)
         )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dualtail.errors import BackboneError, DualtailError, InputError, nearest
-from dualtail.models._parts import check_options, seeded
+from dualtail.errors import BackboneError, DualtailError, InputError, check_choice
 from dualtail.models.backbone import Backbone
 from dualtail.models.blocks import Block
+from dualtail.models.parts import FAMILIES, seeded
 from dualtail.models.tuners.adapter import Adapter
 from dualtail.models.tuners.adaptformer import AdaptFormer
-from dualtail.models.tuners.base import FAMILIES, Site, Tuner, bottleneck_width
+from dualtail.models.tuners.base import Site, Tuner, bottleneck_width
 from dualtail.models.tuners.full import Full
 from dualtail.models.tuners.low_rank import Dora, Ia3, Loha, Lokr, Lora, Oft
 from dualtail.models.tuners.masked import Masked
@@ -19,10 +19,20 @@ from dualtail.models.tuners.none import NoTuner
 from dualtail.models.tuners.selected import BitFit, LayerNormTuning, Partial
 from dualtail.models.tuners.ssf import Ssf
 from dualtail.models.tuners.vpt import VptDeep, VptShallow
+from dualtail.registry import Registry
 
-__all__ = ["FAMILIES", "TUNERS", "Tuner", "attach_tuner", "bottleneck_width", "support_table"]
+__all__ = [
+    "FAMILIES",
+    "TUNERS",
+    "Site",
+    "Tuner",
+    "attach_tuner",
+    "bottleneck_width",
+    "check_tuner_options",
+    "support_table",
+]
 
-_KINDS: tuple[type[Tuner], ...] = (
+_OWN: tuple[type[Tuner], ...] = (
     AdaptFormer,
     Adapter,
     Lora,
@@ -41,7 +51,15 @@ _KINDS: tuple[type[Tuner], ...] = (
     Full,
     NoTuner,
 )
-TUNERS: dict[str, type[Tuner]] = {kind.name: kind for kind in _KINDS}
+TUNERS: Registry[type[Tuner]] = Registry(
+    "tuner",
+    {tuner.name: tuner for tuner in _OWN},
+    group="dualtail.tuners",
+    given=("site",),
+    base=Tuner,
+)
+"""The classes of tuners: ``tuner(site, **options)`` attaches one to a backbone."""
+
 TOWERS = ("vision", "text")
 
 
@@ -72,7 +90,7 @@ def attach_tuner(
     Raises:
         BackboneError: the tuner does not fit the tower (the message quotes its row of ``support_table``), or another
             one is attached there.
-        InputError: unknown name, option or block.
+        InputError: as for ``check_tuner_options``, or an unknown block.
 
     Example:
         >>> from dualtail.models.backbone import load_backbone
@@ -80,11 +98,9 @@ def attach_tuner(
         >>> tuner.num_parameters > 0
         True
     """
-    kind = _kind(name)
-    check_options(f"tuner {name!r}", kind, options)
-    if tower not in TOWERS:
-        raise InputError(f"unknown tower {tower!r}", fix="choose vision or text")
-    _check_fit(backbone, kind, tower)
+    check_tuner_options(name, {**options, "blocks": blocks, "seed": seed})
+    check_choice("tower", tower, TOWERS)
+    _check_fit(backbone, name, tower)
     if tower in backbone.tuned:
         raise BackboneError(
             f"the tuner {backbone.tuned[tower].name!r} is attached already",
@@ -95,7 +111,7 @@ def attach_tuner(
     site = Site(backbone, tower, _chosen(own, blocks), len(own), num_classes, seed)
     try:
         with seeded(seed):
-            tuner = kind(site, **options)
+            tuner = TUNERS[name](site, **options)
     except DualtailError:
         site.roll_back()
         raise
@@ -105,24 +121,50 @@ def attach_tuner(
     return tuner.to(backbone.device)
 
 
-def _kind(name: str) -> type[Tuner]:
-    if name in TUNERS:
-        return TUNERS[name]
-    guess = nearest(name, list(TUNERS))
-    raise InputError(
-        f"unknown tuner {name!r}",
-        fix=f"did you mean {guess!r}?" if guess else f"choose from {', '.join(TUNERS)}",
-    )
+def check_tuner_options(name: object, options: Mapping[str, Any], where: str | None = None) -> None:
+    """Refuse what no backbone is needed to refuse: a tuner or an option that does not exist, blocks that are no list.
+
+    Args:
+        name: of a tuner, as the user gave it.
+        options: the tuner's own, and ``blocks`` and ``seed`` as of ``attach_tuner``.
+        where: the recipe key or argument they were found in.
+
+    Raises:
+        InputError: an unknown name or option (with the nearest), an option that is missing, blocks or a seed of
+            another type.
+
+    Example:
+        >>> check_tuner_options("lora", {"blocks": [-1], "rnk": 4}, where="finetune.tuner")
+        Traceback (most recent call last):
+        dualtail.errors.InputError: finetune.tuner: the tuner 'lora' has no option 'rnk'; did you mean 'rank'?
+    """
+    TUNERS.find(name, where)
+    own = {key: value for key, value in options.items() if key not in ("blocks", "seed")}
+    TUNERS.check_options(str(name), own, where)
+    blocks, seed = options.get("blocks"), options.get("seed", 0)
+    if blocks is not None and not _are_whole(blocks):
+        fix = "give a list of their numbers, from 0, negative from the last"
+        raise InputError(f"blocks is {blocks!r}", where=where, fix=fix)
+    if not _are_whole([seed]):
+        raise InputError(f"seed is {seed!r}", where=where, fix="give a whole number")
 
 
-def _check_fit(backbone: Backbone, kind: type[Tuner], tower: str) -> None:
+def _are_whole(values: object) -> bool:
+    """Return whether it is a list of whole numbers."""
+    if not isinstance(values, (list, tuple, range)):
+        return False
+    return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
+
+
+def _check_fit(backbone: Backbone, name: str, tower: str) -> None:
     family = backbone.family if tower == "vision" else backbone.text_family
-    if family in kind.families:
+    families = TUNERS[name].families
+    if family in families:
         return
-    fitting = [other.name for other in _KINDS if family in other.families]
+    fitting = [other for other, tuner in TUNERS.items() if family in tuner.families]
     raise BackboneError(
-        f"the tuner {kind.name!r} does not fit this {tower} tower ({family}); it fits "
-        f"{', '.join(known for known in FAMILIES if known in kind.families)}",
+        f"the tuner {name!r} does not fit this {tower} tower ({family}); it fits "
+        f"{', '.join(known for known in FAMILIES if known in families)}",
         where=backbone.name,
         fix=f"this tower takes {', '.join(fitting)} (docs/choose-a-tuner.md)",
     )
@@ -150,6 +192,7 @@ def support_table() -> list[list[str]]:
         (['tuner', 'open_clip_vit'], ['adaptformer', 'yes', 'no'])
     """
     rows = [
-        [kind.name, *("yes" if family in kind.families else "no" for family in FAMILIES)] for kind in _KINDS
+        [name, *("yes" if family in tuner.families else "no" for family in FAMILIES)]
+        for name, tuner in TUNERS.items()
     ]
     return [["tuner", *FAMILIES], *rows]

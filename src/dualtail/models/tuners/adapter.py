@@ -27,7 +27,7 @@ class Adapter(Tuner):
         site: where it goes.
         width: bottleneck; None for LIFT's ``2 ** max(0, floor(log2(C / (2 * blocks))))``.
 
-    References:
+    Source:
         Houlsby et al., Parameter-efficient transfer learning for NLP, ICML 2019 (arXiv 1902.00751), in the form of
         Pfeiffer et al., 2020 (arXiv 2005.00052): one adapter a block, after the MLP.
     """

@@ -52,7 +52,7 @@ class AdaptFormer(Tuner):
         site: where it goes.
         width: bottleneck; None for LIFT's ``2 ** max(0, floor(log2(C / (2 * blocks))))``.
 
-    References:
+    Source:
         Chen et al., AdaptFormer, NeurIPS 2022 (arXiv 2205.13535); Shi et al., LIFT, ICML 2024 (arXiv 2309.10019).
     """
 

@@ -13,17 +13,8 @@ from torch.utils.hooks import RemovableHandle
 from dualtail.errors import BackboneError, InputError
 from dualtail.models.backbone import Backbone
 from dualtail.models.blocks import Block
+from dualtail.models.parts import FAMILIES, require_name
 
-# What a tower can be; the columns of the table of which tuner fits where.
-FAMILIES: dict[str, str] = {
-    "open_clip_vit": "open_clip's vision transformers",
-    "open_clip_resnet": "open_clip's CLIP ResNets",
-    "timm_vit": "timm's plain vision transformers, also as open_clip trunks (SigLIP, DeiT, DINOv2)",
-    "timm_relative_vit": "timm's vision transformers with positions inside the attention (EVA-02, DINOv3, BEiT)",
-    "timm_other": "every other timm model (ConvNeXt, EfficientNet, Swin, FastViT)",
-    "open_clip_text": "open_clip's text transformers",
-    "hub_text": "text towers from the Hugging Face hub",
-}
 EVERY = frozenset(FAMILIES)
 TRANSFORMERS = frozenset({"open_clip_vit", "timm_vit", "timm_relative_vit", "open_clip_text"})
 
@@ -102,7 +93,7 @@ class Tuner(nn.Module):
     module; a tuner whose parameters live in the backbone names them in ``trainable``.
 
     Attributes:
-        name: its key in ``TUNERS``.
+        name: its key in ``TUNERS``, which messages and saved configurations call it by; every class needs one.
         families: the towers it fits, keys of ``FAMILIES``.
         neutral: whether it changes nothing before the first step.
         options: what it was made with, JSON-able, for the saved configuration.
@@ -115,6 +106,7 @@ class Tuner(nn.Module):
 
     def __init__(self, site: Site) -> None:
         super().__init__()
+        require_name(type(self))
         self.options: dict[str, Any] = {}
         self.tower = site.tower
         self._site = site

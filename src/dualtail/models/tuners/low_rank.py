@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import peft
 from torch import nn
 
-from dualtail.errors import InputError, nearest
+from dualtail.errors import InputError, check_choice
 from dualtail.models.blocks import Block
 from dualtail.models.tuners.attention import open_attention, split_inputs
 from dualtail.models.tuners.base import Site, Tuner
@@ -61,12 +61,7 @@ class PeftTuner(Tuner):
         if not targets:
             raise InputError(f"tuner {self.name!r} has no targets", fix=f"choose from {', '.join(TARGETS)}")
         for target in targets:
-            if target not in TARGETS:
-                guess = nearest(target, TARGETS)
-                raise InputError(
-                    f"tuner {self.name!r} has no target {target!r}",
-                    fix=f"did you mean {guess!r}?" if guess else f"choose from {', '.join(TARGETS)}",
-                )
+            check_choice("target", target, TARGETS, where=f"tuner {self.name!r}")
 
     def _paths(self, site: Site, block: Block, targets: Sequence[str]) -> list[str]:
         """Return the targets' layers as paths inside the block, taking its attention apart where needed."""
@@ -100,7 +95,7 @@ class Lora(PeftTuner):
         targets: the layers it goes to.
         rank_stabilized: divide by the root of the rank instead (rsLoRA, arXiv 2312.03732).
 
-    References:
+    Source:
         Hu et al., LoRA, ICLR 2022 (arXiv 2106.09685).
     """
 
@@ -123,35 +118,8 @@ class Lora(PeftTuner):
         super().__init__(site, config, targets)
 
 
-class Dora(PeftTuner):
-    """DoRA: LoRA on the direction of each weight row, and its length learnt apart.
-
-    Args:
-        site: where it goes.
-        rank: as for LoRA.
-        alpha: as for LoRA.
-        targets: the layers it goes to.
-
-    References:
-        Liu et al., DoRA, ICML 2024 (arXiv 2402.09353).
-    """
-
-    name = "dora"
-
-    def __init__(
-        self,
-        site: Site,
-        *,
-        rank: int | None = None,
-        alpha: float = 1.0,
-        targets: Sequence[str] = ("q", "v"),
-    ) -> None:
-        config = peft.LoraConfig(r=site.bottleneck(rank), lora_alpha=alpha, use_dora=True)  # type: ignore[arg-type]
-        super().__init__(site, config, targets)
-
-
-class Loha(PeftTuner):
-    """LoHa: the update is the Hadamard product of two low-rank matrices.
+class LowRankTuner(PeftTuner):
+    """An update of few parameters, from factors of low rank.
 
     Args:
         site: where it goes.
@@ -159,47 +127,54 @@ class Loha(PeftTuner):
         alpha: as for LoRA.
         targets: the layers it goes to.
 
-    References:
+    Attributes:
+        configure: peft's configuration of this form of update, from rank and alpha.
+    """
+
+    configure: ClassVar[Any]
+
+    def __init__(
+        self,
+        site: Site,
+        *,
+        rank: int | None = None,
+        alpha: float = 1.0,
+        targets: Sequence[str] = ("q", "v"),
+    ) -> None:
+        super().__init__(site, self.configure(site.bottleneck(rank), alpha), targets)
+
+
+class Dora(LowRankTuner):
+    """DoRA: LoRA on the direction of each weight row, and its length learnt apart; arguments as for LoRA.
+
+    Source:
+        Liu et al., DoRA, ICML 2024 (arXiv 2402.09353).
+    """
+
+    name = "dora"
+    configure = staticmethod(lambda rank, alpha: peft.LoraConfig(r=rank, lora_alpha=alpha, use_dora=True))
+
+
+class Loha(LowRankTuner):
+    """LoHa: the update is the Hadamard product of two low-rank matrices.
+
+    Source:
         Hyeon-Woo et al., FedPara, ICLR 2022 (arXiv 2108.06098).
     """
 
     name = "loha"
-
-    def __init__(
-        self,
-        site: Site,
-        *,
-        rank: int | None = None,
-        alpha: float = 1.0,
-        targets: Sequence[str] = ("q", "v"),
-    ) -> None:
-        super().__init__(site, peft.LoHaConfig(r=site.bottleneck(rank), alpha=alpha), targets)  # type: ignore[arg-type]
+    configure = staticmethod(lambda rank, alpha: peft.LoHaConfig(r=rank, alpha=alpha))
 
 
-class Lokr(PeftTuner):
-    """LoKr: the update is the Kronecker product of a small matrix and a low-rank one.
+class Lokr(LowRankTuner):
+    """LoKr: the update is the Kronecker product of a small matrix and a low-rank one, whose rank it is.
 
-    Args:
-        site: where it goes.
-        rank: of the second factor; None for LIFT's automatic width.
-        alpha: as for LoRA.
-        targets: the layers it goes to.
-
-    References:
+    Source:
         Yeh et al., Navigating text-to-image customization, ICLR 2024 (arXiv 2309.14859).
     """
 
     name = "lokr"
-
-    def __init__(
-        self,
-        site: Site,
-        *,
-        rank: int | None = None,
-        alpha: float = 1.0,
-        targets: Sequence[str] = ("q", "v"),
-    ) -> None:
-        super().__init__(site, peft.LoKrConfig(r=site.bottleneck(rank), alpha=alpha), targets)  # type: ignore[arg-type]
+    configure = staticmethod(lambda rank, alpha: peft.LoKrConfig(r=rank, alpha=alpha))
 
 
 class Oft(PeftTuner):
@@ -210,7 +185,7 @@ class Oft(PeftTuner):
         block_size: side of the rotation's blocks; divides the layers' input width.
         targets: the layers it goes to.
 
-    References:
+    Source:
         Qiu et al., Controlling text-to-image diffusion by orthogonal finetuning, NeurIPS 2023 (arXiv 2306.07280).
     """
 
@@ -232,7 +207,7 @@ class Ia3(PeftTuner):
         site: where it goes.
         targets: the layers it goes to; ``fc2`` has its inputs scaled, the others their outputs.
 
-    References:
+    Source:
         Liu et al., Few-shot parameter-efficient fine-tuning is better and cheaper, NeurIPS 2022 (arXiv 2205.05638).
     """
 

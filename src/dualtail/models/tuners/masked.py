@@ -49,7 +49,7 @@ class Masked(Tuner):
         site: where it goes.
         ratio: fraction of each matrix, above 0 and at most 1.
 
-    References:
+    Source:
         Shi et al., LIFT, ICML 2024 (arXiv 2309.10019), "arbitrary lightweight fine-tuning".
     """
 

@@ -15,7 +15,7 @@ class BitFit(BackboneTuner):
     Args:
         site: where it goes.
 
-    References:
+    Source:
         Ben Zaken et al., BitFit, ACL 2022 (arXiv 2106.10199).
     """
 
@@ -32,7 +32,7 @@ class LayerNormTuning(BackboneTuner):
     Args:
         site: where it goes.
 
-    References:
+    Source:
         Basu et al., Strong baselines for parameter-efficient few-shot fine-tuning, AAAI 2024 (arXiv 2304.01917).
     """
 

@@ -42,7 +42,7 @@ class Ssf(Tuner):
     Args:
         site: where it goes.
 
-    References:
+    Source:
         Lian et al., Scaling and shifting your features, NeurIPS 2022 (arXiv 2210.08823).
     """
 

@@ -59,7 +59,7 @@ class VptShallow(Tuner):
         site: where it goes; consecutive blocks.
         tokens: how many.
 
-    References:
+    Source:
         Jia et al., Visual prompt tuning, ECCV 2022 (arXiv 2203.12119).
     """
 
@@ -83,7 +83,7 @@ class VptDeep(Tuner):
         site: where it goes; consecutive blocks.
         tokens: how many a block.
 
-    References:
+    Source:
         Jia et al., Visual prompt tuning, ECCV 2022 (arXiv 2203.12119).
     """
 

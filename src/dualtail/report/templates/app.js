@@ -24,21 +24,21 @@
     return found;
   }
 
-  function swatch(look) {
+  function swatch(style) {
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    svg.setAttribute("class", "swatch" + (look.symbol.endsWith("-open") ? " open" : ""));
+    svg.setAttribute("class", "swatch" + (style.symbol.endsWith("-open") ? " open" : ""));
     svg.setAttribute("aria-hidden", "true");
-    svg.style.color = look.color;
+    svg.style.color = style.color;
     const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
-    use.setAttribute("href", "#s-" + look.symbol.replace("-open", ""));
+    use.setAttribute("href", "#s-" + style.symbol.replace("-open", ""));
     svg.append(use);
     return svg;
   }
 
   // A model's name; its symbol stays with the first word.
-  function named(look, name) {
+  function named(style, name) {
     const [first, ...rest] = name.split(" ");
-    return [element("span", { class: "first" }, swatch(look), " ", first), rest.length ? " " + rest.join(" ") : ""];
+    return [element("span", { class: "first" }, swatch(style), " ", first), rest.length ? " " + rest.join(" ") : ""];
   }
 
   // --- numbers
@@ -49,13 +49,6 @@
     const ratio = Math.exp(log);
     return ratio >= 100 ? ratio.toFixed(0) : ratio >= 10 ? ratio.toFixed(1) : ratio >= 0.1 ? ratio.toFixed(2) : ratio.toPrecision(2);
   };
-
-  function wilson(right, n, z) {
-    const rate = right / n, square = z * z;
-    const centre = (rate + square / (2 * n)) / (1 + square / n);
-    const half = Math.sqrt(square * (rate * (1 - rate) / n + square / (4 * n * n))) / (1 + square / n);
-    return [Math.max(0, Math.min(rate, centre - half)), Math.min(1, Math.max(rate, centre + half))];
-  }
 
   // --- charts
 
@@ -272,7 +265,7 @@
       for (const model of [run.main, ...rest]) {
         const main = model === run.main;
         columns.push({
-          key: main ? "main" : model.kind + "-" + model.name, title: model.label, look: model, wide: !main, show: percent,
+          key: main ? "main" : model.kind + "-" + model.name, title: model.label, style: model, wide: !main, show: percent,
           value: (i) => run.accuracy(model, i), bar: (value) => value, color: model.color,
           hint: `accuracy of ${model.label}, per cent`,
         });
@@ -289,7 +282,7 @@
 
     makeHead() {
       const cells = this.columns.map((column) => {
-        const label = column.look ? named(column.look, column.title) : [column.title];
+        const label = column.style ? named(column.style, column.title) : [column.title];
         const button = element("button", { type: "button", title: column.hint, onclick: () => this.sortBy(column) }, ...label);
         column.cell = element("th", { scope: "col", "data-column": column.key, class: [column.text ? "" : "n", column.wide ? "wide" : ""].join(" ") }, button);
         return column.cell;
@@ -320,7 +313,7 @@
     sortBy(column, direction) {
       const numeric = !column.text || column.tag;
       const again = this.sort && this.sort.column === column;
-      this.sort = { column, direction: direction || (again ? -this.sort.direction : column.text || column.look ? 1 : -1) };
+      this.sort = { column, direction: direction || (again ? -this.sort.direction : column.text || column.style ? 1 : -1) };
       for (const other of this.columns) other.cell.removeAttribute("aria-sort");
       column.cell.setAttribute("aria-sort", this.sort.direction > 0 ? "ascending" : "descending");
       const values = this.run.classes.names.map((_, index) => column.value(index));
@@ -550,7 +543,7 @@
     const total = run.classes.test[index];
     if (!total) return block("Accuracy", element("p", { class: "note" }, `No ${run.split} images of this class.`));
     const rows = run.models.map((model) => {
-      const right = model.correct[index], [low, high] = wilson(right, total, run.data.z);
+      const right = model.correct[index], [low, high] = run.classes.intervals[`${right}/${total}`];
       const cells = [percent(right / total), `${right} of ${total}`, `${percent(low)}–${percent(high)}`];
       return element("tr", {}, element("th", { scope: "row" }, ...named(model, model.label)), ...cells.map((text) => element("td", { class: "n" }, text)));
     });
@@ -560,7 +553,7 @@
   function priors(run, index) {
     if (!run.classes.priors.length) return null;
     const rows = run.classes.priors.map((prior) => {
-      const log = prior.log[index], error = prior.se ? run.data.z * prior.se[index] : null;
+      const log = prior.log[index], error = prior.margin ? prior.margin[index] : null;
       const model = run.models.find((found) => found.kind === "zero_shot" && found.name === prior.name);
       const head = element("th", { scope: "row" }, ...(model ? [swatch(model), "\u00a0"] : []), prior.name);
       const interval = error === null ? "–" : `${times(log - error)}–${times(log + error)}`;
@@ -584,12 +577,12 @@
   function pictures(run, index) {
     const found = run.images(), images = found.classes[index];
     if (!images) return null;
-    const looks = [run.main, ...found.models.map((name) => run.members.find((model) => model.name === name))];
+    const styles = [run.main, ...found.models.map((name) => run.members.find((model) => model.name === name))];
     const figures = images.map(([jpeg, file, truth, confidence, predictions]) => {
       // With one member the ensemble is that member.
       const answers = run.members.length > 1 ? predictions : predictions.slice(0, 1);
       const items = answers.map((guess, place) => element("li", { class: guess === index ? "right" : null },
-        swatch(looks[place]), "\u00a0", guess === index ? "right" : run.classes.names[guess], place === 0 ? ` ${percent(confidence, 0)} %` : ""));
+        swatch(styles[place]), "\u00a0", guess === index ? "right" : run.classes.names[guess], place === 0 ? ` ${percent(confidence, 0)} %` : ""));
       return element("figure", { title: file },
         element("img", { src: "data:image/jpeg;base64," + jpeg, alt: file, loading: "lazy", width: 96, height: 96 }),
         element("figcaption", {}, `truth ${percent(truth, 0)} % · ${file.split("/").pop()}`), element("ul", {}, ...items));

@@ -1,0 +1,78 @@
+"""What every stage of a run is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dualtail.runs.context import RunContext
+
+ONCE = ("",)
+"""The units of a stage that has none: it is done once."""
+
+
+class Stage(ABC):
+    """One step of a run: for each of its units, what it depends on, the work, and the files that it writes.
+
+    A stage says nothing of when it is skipped, timed, recorded or forgotten: :mod:`dualtail.runs.driver` does that for
+    all of them.
+
+    Args:
+        context: the run.
+
+    Attributes:
+        name: its key in ``stages.json``.
+        title: how it is announced.
+        together: whether all units that are due are computed in one pass, otherwise one after the other.
+        manner: what its title adds about how they are computed.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    together: bool = False
+    manner: str = ""
+
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+
+    @abstractmethod
+    def units(self) -> Sequence[str]:
+        """Return the units that the recipe has now: names of members or backbones, :data:`ONCE`, or nothing."""
+
+    @abstractmethod
+    def inputs(self, unit: str) -> str:
+        """Return the fingerprint of everything that a unit's files depend on."""
+
+    @abstractmethod
+    def outputs(self, unit: str) -> Sequence[Path]:
+        """Return the files that a unit always has; :meth:`write` may add some."""
+
+    def compute(self, units: Sequence[str]) -> Any:
+        """Do the work that all processes share; return what :meth:`write` needs. Nothing, by default."""
+        return None
+
+    @abstractmethod
+    def write(self, unit: str, computed: Any) -> Sequence[Path]:
+        """Write a unit's files, on the leading process alone; return them."""
+
+    def seconds(self, unit: str) -> float | None:
+        """Return what a unit took where that is known better than by the time since the pass began."""
+        return None
+
+    def leftovers(self, unit: str) -> Sequence[Path]:
+        """Return folders beside its files that go with a unit which the recipe has no longer."""
+        return ()
+
+    @classmethod
+    def key(cls, unit: str) -> str:
+        """Return a unit's key in ``stages.json``.
+
+        Example:
+            >>> class Sum(Stage):
+            ...     name = "sum"
+            >>> Sum.key("clip"), Sum.key("")
+            ('sum/clip', 'sum')
+        """
+        return f"{cls.name}/{unit}" if unit else cls.name

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dualtail.files import write_json
+from dualtail.runs.records import StageRecords
+
+
+def write(root: Path, *names: str) -> list[Path]:
+    paths = [root / name for name in names]
+    for path in paths:
+        write_json(path, {})
+    return paths
+
+
+def test_a_unit_is_done_only_for_its_inputs_and_while_its_files_are_there(tmp_path: Path):
+    records = StageRecords(tmp_path)
+    assert not records.is_done("prior/a", "f1")
+    (path,) = write(tmp_path, "a/prior.json")
+    records.add("prior/a", "f1", [path], 1.0)
+    assert records.is_done("prior/a", "f1", [path])
+    assert not records.is_done("prior/a", "f2", [path])
+    assert not records.is_done(
+        "prior/a", "f1", [path, tmp_path / "a" / "groups.json"]
+    )  # of an older dualtail
+    path.unlink()
+    assert not records.is_done("prior/a", "f1", [path])
+
+
+def test_a_withdrawn_record_vouches_for_nothing_and_still_knows_its_files(tmp_path: Path):
+    records = StageRecords(tmp_path)
+    records.add("prior/a", "f1", write(tmp_path, "a/x", "a/y"), 1.0)
+    records.withdraw(["prior/a", "prior/unknown"])
+    assert not records.is_done("prior/a", "f1")
+    assert records.inputs_of("prior/a") is None
+    assert records.read() == {}
+    assert records.of_stage("prior") == ["prior/a"]
+    records.add("prior/a", "f2", [tmp_path / "a" / "y"], 2.0)
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["y"]
+    assert records.read()["prior/a"].seconds == 2.0
+
+
+def test_what_is_forgotten_leaves_neither_files_nor_an_empty_folder(tmp_path: Path):
+    records = StageRecords(tmp_path)
+    records.add("prior/a", "f1", write(tmp_path, "a/x"), 1.0)
+    records.add("prior/b", "f1", write(tmp_path, "b/x"), 1.0)
+    write(tmp_path, "b/of_another_stage")
+    records.forget(["prior/a", "prior/b", "prior/unknown"])
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "b", "b/of_another_stage", "stages.json",
+    ]  # fmt: skip
+    assert json.loads(records.path.read_text()) == {}
+
+
+def test_the_record_goes_before_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    records = StageRecords(tmp_path)
+    (path,) = write(tmp_path, "a/x")
+    records.add("prior/a", "f1", [path], 1.0)
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "unlink", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        records._delete(["a/x"])
+    with pytest.raises(KeyboardInterrupt):
+        records.forget(["prior/a"])
+    assert not records.is_done("prior/a", "f1", [path])
+
+
+def test_older_records_do_not_say_how_many_units_their_time_is_of(tmp_path: Path):
+    records = StageRecords(tmp_path)
+    records.add("logits/a", "f1", [], 1.5, units=3)
+    assert records.read()["logits/a"].units == 3
+    content = json.loads(records.path.read_text())
+    del content["logits/a"]["units"]
+    write_json(records.path, content)
+    assert records.read()["logits/a"].units is None
