@@ -44,7 +44,8 @@ def test_members_side_by_side_are_what_they_would_be_alone(
         file = Path("members") / name / "trainable.safetensors"
         assert (tmp_path / "run" / file).read_bytes() == (finished_run / file).read_bytes()
     assert sorted(path.name for path in (tmp_path / "run" / "members" / "tiny_a").iterdir()) == [
-        "config.json", "logits.safetensors", "metrics.json", "trainable.safetensors", "training.json",
+        "common_metrics.json", "config.json", "logits.safetensors", "metrics.json", "trainable.safetensors",
+        "training.json",
     ]  # fmt: skip
 
 

@@ -134,12 +134,12 @@ def interrupt(program: Path, arguments: list[str], wait_for: Path, how: signal.S
 
 
 def test_a_stopped_command_says_so(in_process, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    from dualtail.runs import predict, recipe
+    from dualtail.runs import predict, recipe_file
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipe, "read_recipe", stop)
+    monkeypatch.setattr(recipe_file, "read_recipe", stop)
     monkeypatch.setattr(predict, "find_images", stop)
     for arguments, said in (
         (["run", "recipe.yaml", "--out", tmp_path], "stopped; the same command goes on where it was"),

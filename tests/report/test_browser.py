@@ -107,9 +107,17 @@ class Reader:
 
     def see(self, selector: str) -> Any:
         """Scroll to something that exists and return it."""
-        found = self.find(selector)
-        self.js("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", found)
-        return found
+        element = self.find(selector)
+        tops: list[float] = []
+
+        def settled() -> bool:
+            # Charts that are drawn above it meanwhile push it away.
+            scroll = "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})"
+            tops.append(self.js(f"{scroll}; return arguments[0].getBoundingClientRect().top", element))
+            return len(tops) > 2 and tops[-1] == tops[-2] == tops[-3]
+
+        self.wait(settled)
+        return element
 
     def draw(self, selector: str) -> Any:
         """Scroll to a chart and wait until it is drawn."""

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from dualtail.data.cifar import read_cifar10_lt, read_cifar100_lt
+from dualtail.data.hugging_face import read_hugging_face
 from dualtail.data.image_folder import read_folder
 from dualtail.data.inaturalist import read_inaturalist_2018
 from dualtail.data.lists import read_lists
 from dualtail.data.manifest import Manifest
 from dualtail.data.oltr import read_imagenet_lt, read_places_lt
-from dualtail.data.shards import read_hugging_face, read_webdataset
 from dualtail.data.table import read_table
+from dualtail.data.webdataset import read_webdataset
 from dualtail.errors import DataError
 from dualtail.registry import Registry
 

@@ -32,7 +32,7 @@ from dualtail.runs.results import (
     Disagreement,
     MemberComparison,
     MethodResult,
-    Neighbors,
+    NeighborResults,
     PriorGroups,
     SubsetResult,
 )
@@ -273,7 +273,7 @@ class RunEvaluator:
 
     # Features.
 
-    def neighbors(self) -> Neighbors:
+    def neighbors(self) -> NeighborResults:
         """kNN accuracy of the features before and after tuning: val is the bank (on val alone, each without itself)."""
         wanted = self.options.neighbors
         backbones = {
@@ -284,7 +284,7 @@ class RunEvaluator:
         members = {
             member.name: LogitsFile(self.run.member(member.name).logits, "val") for member in self.run.members
         }
-        return Neighbors(
+        return NeighborResults(
             "val",
             wanted.k,
             wanted.temperature,

@@ -24,7 +24,7 @@ from dualtail.runs.results import (
     Disagreement,
     MemberComparison,
     MethodResult,
-    Neighbors,
+    NeighborResults,
     PriorGroups,
     Row,
     SubsetResult,
@@ -109,7 +109,7 @@ class RunResults:
     methods: list[MethodResult]
     subsets: list[SubsetResult]
     comparisons: list[MemberComparison]
-    neighbors: Neighbors | None
+    neighbors: NeighborResults | None
     disagreement: Disagreement | None
     provenance: Row
     stages: dict[str, StageRecord]
@@ -176,7 +176,7 @@ def read_results(root: str | Path) -> RunResults:
         methods=methods,
         subsets=subsets,
         comparisons=_if_there(adjusted.comparisons, _list_of(MemberComparison.from_dict)) or [],
-        neighbors=_if_there(adjusted.neighbors, Neighbors.from_dict),
+        neighbors=_if_there(adjusted.neighbors, NeighborResults.from_dict),
         disagreement=_if_there(adjusted.disagreement, Disagreement.from_dict),
         provenance=_if_there(run.provenance, dict) or {},
         stages=run.records.read(),

@@ -220,7 +220,7 @@ class MemberComparison:
 
 
 @dataclass(frozen=True)
-class Neighbors:
+class NeighborResults:
     """Nearest-neighbour accuracy of the features before and after tuning.
 
     Attributes:
@@ -238,10 +238,10 @@ class Neighbors:
     members: dict[str, Evaluation]
 
     @classmethod
-    def from_dict(cls, content: Row) -> Neighbors:
+    def from_dict(cls, content: Row) -> NeighborResults:
         """Read what :meth:`to_dict` gave."""
         read = {
-            kind: {name: Evaluation.from_dict(found) for name, found in content[kind].items()}
+            kind: {name: Evaluation.from_dict(record) for name, record in content[kind].items()}
             for kind in ("backbones", "members")
         }
         return cls(content["bank"], content["k"], content["temperature"], **read)
@@ -253,7 +253,10 @@ class Neighbors:
             "k": self.k,
             "temperature": self.temperature,
             **{
-                kind: {name: found.to_dict(per_class=False) for name, found in getattr(self, kind).items()}
+                kind: {
+                    name: evaluation.to_dict(per_class=False)
+                    for name, evaluation in getattr(self, kind).items()
+                }
                 for kind in ("backbones", "members")
             },
         }
