@@ -61,6 +61,9 @@ class Squares(Stage):
             write_json(path, computed)
         return paths
 
+    def scratch(self, unit: str) -> Sequence[Path]:
+        return [self.context.run.root / "work" / unit]
+
     def leftovers(self, unit: str) -> Sequence[Path]:
         return [self.context.run.root / "scratch" / unit]
 
@@ -131,22 +134,43 @@ def test_files_that_a_unit_no_longer_has_are_deleted(context: RunContext):
     assert files(context) == ["a.json", "b.json", "c.json"]
 
 
-@pytest.mark.parametrize("where", ["compute", "write"])
-def test_nothing_vouches_for_files_that_may_be_half_new(
-    context: RunContext, monkeypatch: pytest.MonkeyPatch, where: str
-):
+def stop(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def stopped(context: RunContext, monkeypatch: pytest.MonkeyPatch, where: str) -> list[str]:
+    """Stop an update in a method of the stage; return what still vouches for its files."""
     make(context)
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr(Squares, where, stop)
         with pytest.raises(KeyboardInterrupt):
             make(context, version="2")
-    assert list(context.run.records.read()) == ["squares/b", "squares/c"]  # which were not begun
+    return list(context.run.records.read())
+
+
+def test_nothing_vouches_for_files_that_may_be_half_new(context: RunContext, monkeypatch: pytest.MonkeyPatch):
+    assert stopped(context, monkeypatch, "write") == ["squares/b", "squares/c"]  # which were not begun
     assert make(context) == ["(squaring: b)", "(squaring: c)", "squaring: a"]
     assert files(context) == ["a.json", "b.json", "c.json"]
+
+
+def test_what_was_computed_before_stands_until_it_is_overwritten(
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
+):
+    assert stopped(context, monkeypatch, "compute") == ["squares/a", "squares/b", "squares/c"]
+    assert make(context) == ["(squaring: a)", "(squaring: b)", "(squaring: c)"]
+
+
+def test_scratch_is_there_until_the_unit_is_recorded(context: RunContext, monkeypatch: pytest.MonkeyPatch):
+    for unit in "abc":
+        write_json(context.run.root / "work" / unit / "state", {})
+    with monkeypatch.context() as patch:
+        patch.setattr(type(context.run.records), "add", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make(context)
+    assert (context.run.root / "work" / "a" / "state").is_file()
+    make(context)
+    assert not any((context.run.root / "work").iterdir())
 
 
 def test_a_unit_that_another_dualtail_wrote_with_fewer_files_is_done_again(context: RunContext):

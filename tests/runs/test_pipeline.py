@@ -26,7 +26,7 @@ from dualtail.runs.pipeline import run_pipeline
 from dualtail.runs.recipe import Recipe
 from dualtail.runs.recipe_file import apply_override, parse_recipe
 from dualtail.runs.remaining import remaining_source_prior
-from dualtail.runs.stages import attribution
+from dualtail.runs.stages import attribution, finetune
 from dualtail.runs.stages.finetune import drop_stale_checkpoints
 
 
@@ -119,6 +119,45 @@ def test_crops_and_seeds(workshop: Path, tmp_path: Path):
     assert sorted(path.name for path in (run.root / "backbones").iterdir()) == ["tiny_a", "tiny_b"]
     with open(run.adjusted.export("subsets")) as file:
         assert len(list(csv.DictReader(file))) == 7
+
+
+class Titles(Observer):
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def stage(self, title: str) -> None:
+        self.done.append(title)
+
+
+def test_an_update_that_stops_in_a_training_costs_nothing_of_what_was_there(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run_pipeline(recipe_of(workshop), tmp_path)
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "finetune_phases", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_pipeline(recipe_of(workshop, "finetune.epochs=2"), tmp_path, update=True)
+    heard = Titles()
+    run_pipeline(recipe_of(workshop), tmp_path, update=True, observer=heard)
+    assert heard.done == []
+
+
+def test_a_member_whose_record_was_not_written_is_not_trained_again(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune.FinetuneStage, "seconds", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_pipeline(recipe_of(workshop), tmp_path)
+    run = run_pipeline(recipe_of(workshop), tmp_path)
+    assert json.loads(run.member("tiny_a").training.read_text())["resumed_from"] is not None
 
 
 def test_checkpoints_of_other_inputs_are_dropped(tmp_path: Path):

@@ -55,7 +55,9 @@ def test_what_is_forgotten_leaves_neither_files_nor_an_empty_folder(tmp_path: Pa
     assert json.loads(records.path.read_text()) == {}
 
 
-def test_the_record_goes_before_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_files_that_are_being_forgotten_are_vouched_for_by_nothing_and_still_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     records = StageRecords(tmp_path)
     (path,) = write(tmp_path, "a/x")
     records.add("prior/a", "f1", [path], 1.0)
@@ -63,12 +65,14 @@ def test_the_record_goes_before_the_files(tmp_path: Path, monkeypatch: pytest.Mo
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "unlink", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        records._delete(["a/x"])
-    with pytest.raises(KeyboardInterrupt):
-        records.forget(["prior/a"])
+    with monkeypatch.context() as patch:
+        patch.setattr(StageRecords, "_delete", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            records.forget(["prior/a"])
     assert not records.is_done("prior/a", "f1", [path])
+    records.forget(records.of_stage("prior"))
+    assert not path.exists()
+    assert json.loads(records.path.read_text()) == {}
 
 
 def test_older_records_do_not_say_how_many_units_their_time_is_of(tmp_path: Path):

@@ -49,6 +49,7 @@ class MemberFiles:
         events: folder of its TensorBoard events.
         classifier: trained weights, and what they belong to.
         checkpoints: folder of an unfinished training.
+        trained: folder in it of a finished one, until its files take the place of the member's.
         training: what the training did.
         logits: its logits and features.
         metrics: the evaluation of its logits, with the P-groups of its own backbone's prior.
@@ -59,6 +60,7 @@ class MemberFiles:
         self.folder, self.events = folder, events
         self.classifier = (folder / "trainable.safetensors", folder / "config.json")
         self.checkpoints = folder / "resume"
+        self.trained = self.checkpoints / "trained"
         self.training = folder / "training.json"
         self.logits = folder / "logits.safetensors"
         self.metrics = folder / "metrics.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from dualtail.runs.context import RunContext
 from dualtail.runs.stages.base import Stage
@@ -13,8 +14,9 @@ from dualtail.runs.stages.base import Stage
 def run_stage(stage: Stage, context: RunContext) -> None:
     """Bring a stage up to date.
 
-    A record in ``stages.json`` vouches for a unit's files: it is withdrawn before the first of them is overwritten and
-    written once all are complete, so that a run that stops anywhere goes on with the first unit that has none.
+    A record in ``stages.json`` vouches for a unit's files: it is withdrawn just before the first of them is overwritten
+    and written once all are complete, so that a run that stops anywhere goes on with the first unit that has none, and
+    one that stops while it computes has lost nothing.
 
     Args:
         stage: of the context.
@@ -42,17 +44,17 @@ def _run_pass(stage: Stage, context: RunContext, due: Mapping[str, str]) -> None
     context.observer.stage(title)
     start = time.monotonic()
     records, leads = context.run.records, context.group.leads
-    if leads:
-        records.withdraw([stage.key(unit) for unit in due])
     computed = stage.compute(list(due))
     context.group.wait()  # what other processes wrote is there
     shared = (time.monotonic() - start) / len(due)
     for unit, inputs in due.items() if leads else ():
         own = time.monotonic()
+        records.withdraw([stage.key(unit)])
         outputs = stage.write(unit, computed)
         known = stage.seconds(unit)
         seconds = shared + time.monotonic() - own if known is None else known
         records.add(stage.key(unit), inputs, outputs, seconds, units=len(due) if known is None else 1)
+        _delete(stage.scratch(unit))
     context.group.wait()  # what this stage wrote is there for all
     context.observer.finished(title, time.monotonic() - start)
 
@@ -62,10 +64,15 @@ def _forget_others(stage: Stage, context: RunContext, units: Sequence[str]) -> N
     if context.group.leads:
         wanted = {stage.key(unit) for unit in units}
         gone = [key for key in context.run.records.of_stage(stage.name) if key not in wanted]
-        context.run.records.forget(gone)
-        for folder in (folder for key in gone for folder in stage.leftovers(key.partition("/")[2])):
-            shutil.rmtree(folder, ignore_errors=True)
+        for unit in (key.partition("/")[2] for key in gone):
+            _delete([*stage.scratch(unit), *stage.leftovers(unit)])
+        context.run.records.forget(gone)  # last: whoever stops in between forgets again
     context.group.wait()
+
+
+def _delete(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _title(stage: Stage, units: Sequence[str], manner: str = "") -> str:

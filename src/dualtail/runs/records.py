@@ -78,11 +78,12 @@ class StageRecords:
 
     def forget(self, keys: Collection[str]) -> None:
         """Drop records and their files: the recipe has these no longer."""
+        self.withdraw(keys)
         records = self._all()
         gone = [records.pop(key) for key in keys if key in records]
         if gone:
-            self._write(records)  # first: a record vouches for files that are there
             self._delete({name for record in gone for name in record.outputs})
+            self._write(records)
 
     def of_stage(self, stage: str) -> list[str]:
         """Return the keys of a stage, complete or not."""

@@ -50,7 +50,10 @@ class Stage(ABC):
         """Return the files that a unit always has; :meth:`write` may add some."""
 
     def compute(self, units: Sequence[str]) -> Any:
-        """Do the work that all processes share; return what :meth:`write` needs. Nothing, by default."""
+        """Do the work that all processes share; return what :meth:`write` needs. Nothing, by default.
+
+        It leaves the units' files alone: until :meth:`write` they stand as they were.
+        """
         return None
 
     @abstractmethod
@@ -60,6 +63,10 @@ class Stage(ABC):
     def seconds(self, unit: str) -> float | None:
         """Return what a unit took where that is known better than by the time since the pass began."""
         return None
+
+    def scratch(self, unit: str) -> Sequence[Path]:
+        """Return folders that are needed until the unit is complete, and no longer."""
+        return ()
 
     def leftovers(self, unit: str) -> Sequence[Path]:
         """Return folders beside its files that go with a unit which the recipe has no longer."""

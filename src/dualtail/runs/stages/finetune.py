@@ -73,18 +73,22 @@ class FinetuneStage(Stage):
             self._train(unit, group)
 
     def write(self, unit: str, computed: Any) -> Sequence[Path]:
-        """Drop the checkpoints: the trained classifier is there."""
-        shutil.rmtree(self.context.run.member(unit).checkpoints, ignore_errors=True)
+        """Put the trained classifier and the record of its training in their place."""
+        for path in self.outputs(unit):
+            (self.context.run.member(unit).trained / path.name).replace(path)
         return self.outputs(unit)
 
     def seconds(self, unit: str) -> float:
         """Return the time of the training itself, of all its parts where it was interrupted."""
         return read_json(self.context.run.member(unit).training)["seconds"]
 
+    def scratch(self, unit: str) -> Sequence[Path]:
+        """Return the checkpoints."""
+        return [self.context.run.member(unit).checkpoints]
+
     def leftovers(self, unit: str) -> Sequence[Path]:
-        """Return checkpoints and events."""
-        files = self.context.run.member(unit)
-        return [files.checkpoints, files.events]
+        """Return the events."""
+        return [self.context.run.member(unit).events]
 
     # One member.
 
@@ -111,10 +115,10 @@ class FinetuneStage(Stage):
         )
         context.note_skipped(phases[0].loader, "train")  # type: ignore[arg-type]
         if group.leads:
-            classifier.save(files.folder)
+            classifier.save(files.trained)
             about = {"backbone": member.backbone.name, "seed": member.seed}
             later = {"second_stage": results[1].to_dict()} if len(results) > 1 else {}
-            write_json(files.training, {**results[0].to_dict(), **later, **about})
+            write_json(files.trained / files.training.name, {**results[0].to_dict(), **later, **about})
 
     def _phases(self, member: MemberPlan, classifier: Classifier, group: ProcessGroup) -> list[Phase]:
         """Return the recipe's training, and its second stage if it has one."""
