@@ -110,6 +110,3 @@ def check_choice(
     known = list(known)
     if name not in known:
         raise error(f"unknown {kind} {name!r}", where=where, fix=nearest_fix(name, known))
-
-
-nearest = nearest_name

@@ -59,6 +59,14 @@ def test_settings_that_differ_and_no_others(three: list[Path]) -> None:
     assert "finetune.epochs" not in rows
 
 
+def test_runs_of_another_precision_are_no_seeds_of_one_recipe(
+    make_run: MakeRun, run_dir: Path, tmp_path: Path
+) -> None:
+    root = Path(read_results(run_dir).recipe.data.root)
+    other = make_run(tmp_path / "other", images=root, seed=1, changes={"runtime": {"precision": "fp32"}})
+    assert not compared([run_dir, other])[0].seeds
+
+
 def test_seeds_are_aggregated(three: list[Path]) -> None:
     found, runs, _ = compared(three)
     assert len(found.seeds.rows) == 1
