@@ -67,6 +67,26 @@ def test_a_folder_takes_the_others_place_whole_or_not_at_all(tmp_path: Path):
     assert names(tmp_path) == ["model", "model/b"]
 
 
+def test_a_folder_that_is_being_replaced_is_never_half_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    place = tmp_path / "model"
+
+    def write(version: str) -> None:
+        with atomic_folder(place) as temporary:
+            write_text(temporary / "a", version)
+            write_text(temporary / "b", version)
+
+    def stop(path: Path, **_: object) -> None:
+        for file in path.glob("a"):
+            file.unlink()
+            raise KeyboardInterrupt
+
+    write("old")
+    monkeypatch.setattr("dualtail.files.shutil.rmtree", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write("new")
+    assert [(place / name).read_text() for name in "ab"] == ["new", "new"]
+
+
 def test_tensors_are_written_as_they_lie(tmp_path: Path):
     path = tmp_path / "t.safetensors"
     write_tensors(path, {"a": torch.arange(6).view(2, 3).T}, {"format": "x-1"})

@@ -80,9 +80,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         yield temporary
         for entry in (temporary, *temporary.iterdir()):  # mkdtemp and safetensors make them private
             entry.chmod(0o755 if entry.is_dir() else 0o644)
-        if path.exists():
-            shutil.rmtree(path)
+        before = temporary.with_name(f"{temporary.name}.old")
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(path, before)
         os.replace(temporary, path)
+        shutil.rmtree(before, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

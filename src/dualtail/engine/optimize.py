@@ -233,7 +233,7 @@ class Stepper:
         shared = torch.stack([record.sums[2], (~torch.isfinite(record.sums[0])).float()])
         if self.group.size > 1:
             shared = self.accelerator.reduce(shared, "sum")
-        self._rescale(record, shared[0])
+        self._rescale(shared[0])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.unscale_(self.optimizer)
         clip = math.inf if self.settings.gradient_clip is None else self.settings.gradient_clip
@@ -245,7 +245,7 @@ class Stepper:
         record.bad = self.bad
         self._update(record.learning_rate)
 
-    def _rescale(self, record: StepRecord, images: Tensor) -> None:
+    def _rescale(self, images: Tensor) -> None:
         """Turn the gradient of (sum of losses / unit), averaged over processes by DDP, into that of the mean."""
         if self._plain or self.unit is None:
             return

@@ -55,10 +55,10 @@ def compare_runs(runs: Sequence[RunResults], samples: Sequence[Samples | None]) 
         samples: the answers of their models, None where the logits are missing.
     """
     names = distinct_names(runs)
-    differences, unpaired = _differences(runs, samples, names)
+    differences = _differences(runs, samples, names)
     return Comparison(
         names=names,
-        sentence=_sentence(names, differences, unpaired),
+        sentence=_sentence(names, differences),
         runs=runs_table(runs, names),
         differences=differences,
         settings=settings_table(runs, names),
@@ -77,8 +77,8 @@ def distinct_names(runs: Sequence[RunResults]) -> list[str]:
 
 def _differences(
     runs: Sequence[RunResults], samples: Sequence[Samples | None], names: Sequence[str]
-) -> tuple[ReportTable, list[str]]:
-    """Return the paired differences to the first run, and the runs that were measured on other images."""
+) -> ReportTable:
+    """Return the paired differences to the first run; the note names the runs that cannot be paired."""
     rows: list[Row] = []
     unpaired: list[str] = []
     first = samples[0]
@@ -110,7 +110,7 @@ def _differences(
         note += (
             f" Not paired, as the test images or classes differ or logits are missing: {', '.join(unpaired)}."
         )
-    return ReportTable("differences", f"Differences to {names[0]}", columns, rows, note), unpaired
+    return ReportTable("differences", f"Differences to {names[0]}", columns, rows, note)
 
 
 def _questions(run: RunResults, samples: Samples) -> list[Question]:
@@ -142,7 +142,7 @@ def pair_images(first: Samples, other: Samples) -> NDArray[np.int64] | None:
     return order if (other.labels[order] == first.labels).all() else None
 
 
-def _sentence(names: Sequence[str], differences: ReportTable, unpaired: Sequence[str]) -> str:
+def _sentence(names: Sequence[str], differences: ReportTable) -> str:
     overall = [(row["run"], row["difference"]) for row in differences.rows if row["measure"] == "all"]
     if not overall:
         return "The runs were measured on different images, so that their differences cannot be paired."
