@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from dualtail.engine.settings import FinetuneSettings, TrainingChoices
 from dualtail.errors import InputError, RecipeError
+from dualtail.runs.choices import find_choice_faults
 from dualtail.runs.recipe_file import apply_override, dump_recipe, parse_recipe, read_recipe
 from dualtail.runs.stages.finetune import finetune_settings
 
@@ -208,3 +209,23 @@ def test_recipe_and_engine_refuse_the_same_values(momentum: float, ema_decay: fl
         assert str(of_recipe.value).removeprefix("recipe: finetune.") == str(of_engine.value).removeprefix(
             "settings: "
         )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.reader", "foldr"),
+        ("data.options", {"trian": "x"}),
+        ("finetune.tuner", {"name": "lor"}),
+        ("finetune.head", {"name": "cosin"}),
+        ("finetune.loss", {"name": "la", "options": {"tua": 1.0}}),
+        ("finetune.second_stage", {"loss": {"name": "c"}}),
+        ("finetune.augment", {"name": "resiz"}),
+        ("finetune.sampling", "instanc"),
+    ],
+)
+def test_a_fault_of_a_name_or_an_option_says_where_it_stands(key: str, value: object):
+    section, _, name = key.partition(".")
+    content = {**MINIMAL, section: {**MINIMAL.get(section, {}), name: value}}
+    (fault,) = find_choice_faults(parse_recipe(content))
+    assert fault.startswith(key), fault

@@ -19,7 +19,7 @@ from dualtail.models.heads import check_head_options
 from dualtail.models.text import resolve_templates
 from dualtail.models.tuners import check_tuner_options
 from dualtail.runs.members import plan_members
-from dualtail.runs.recipe import Augment, Loss, Recipe, Tuner
+from dualtail.runs.recipe import Augment, Data, Loss, Recipe, Tuner
 
 
 def find_choice_faults(recipe: Recipe) -> list[str]:
@@ -45,7 +45,7 @@ def refuse_choice_faults(recipe: Recipe) -> None:
 def _checks(recipe: Recipe) -> Iterator[Callable[[], list[DualtailError] | None]]:
     """Yield what raises a fault, or returns several."""
     tuned, second = recipe.finetune, recipe.finetune.second_stage
-    yield lambda: READERS.option_faults(recipe.data.reader, recipe.data.options, where="data.options")
+    yield lambda: _reader(recipe.data)
     yield lambda: _tuner(tuned.tuner, "finetune.tuner")
     if tuned.text_tuner is not None:
         yield lambda: _tuner(tuned.text_tuner, "finetune.text_tuner")  # type: ignore[arg-type]
@@ -64,6 +64,11 @@ def _checks(recipe: Recipe) -> Iterator[Callable[[], list[DualtailError] | None]
     yield lambda: check_choice("sampling", tuned.sampling, SAMPLINGS, where="finetune.sampling")
     yield lambda: _weights(recipe)
     yield lambda: _second_stage(recipe)
+
+
+def _reader(data: Data) -> list[DualtailError]:
+    READERS.find(data.reader, where="data.reader")
+    return READERS.option_faults(data.reader, data.options, where="data.options")
 
 
 def _tuner(tuner: Tuner, where: str) -> None:
@@ -100,10 +105,11 @@ def read_descriptions(path: str) -> dict[str, Any]:
     return content
 
 
-def _loss(loss: Loss, where: str) -> None:
-    needs = LOSSES.find(loss.name, where=where).needs
-    uniform = LabelPrior.uniform(2) if "pretrain_prior" in needs else None
-    build_loss(loss.name, counts=[1, 1], pretrain_prior=uniform, **loss.options)
+def _loss(loss: Loss, where: str) -> list[DualtailError]:
+    faults = LOSSES.option_faults(loss.name, loss.options, where=where)
+    if not faults:
+        build_loss(loss.name, counts=[1, 1], pretrain_prior=LabelPrior.uniform(2), **loss.options)
+    return faults
 
 
 def _second_stage(recipe: Recipe) -> None:
