@@ -33,6 +33,7 @@ def install(site: Path, entry_points: str, name: str = "tailbits") -> None:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder on Python's path with the page's package."""
     site = tmp_path_factory.mktemp("site")
+    assert "tailbits/__init__.py" in BLOCKS  # without it the page's build finds no package to install
     for name, content in BLOCKS.items():
         if name.startswith("tailbits/"):
             (site / name).parent.mkdir(exist_ok=True)

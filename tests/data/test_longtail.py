@@ -53,7 +53,8 @@ def test_counts_fall_from_the_largest(classes, largest, ratio, profile, power):
 
 
 @pytest.mark.parametrize(
-    "arguments", [(1, 10, 2), (5, 0, 2), (5, 10, 0.5), (5, 10, float("nan")), (5, 10, 2, "zipf")]
+    "arguments",
+    [(1, 10, 2), (5, 0, 2), (5, 10, 0.5), (5, 10, float("nan")), (5, 10, float("inf")), (5, 10, 2, "zipf")],
 )
 def test_counts_out_of_range(arguments):
     with pytest.raises(InputError):

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from dualtail.data.problems import Problem
 from dualtail.errors import RecipeError
+from dualtail.runs.check import check_recipe
 from dualtail.runs.dataset import build_manifest, evaluation_split, find_problems, prior_sample
 from dualtail.runs.members import plan_backbones, plan_members
 from dualtail.runs.pipeline import run_pipeline
@@ -122,3 +124,31 @@ def test_seeds_of_one_backbone_are_members_that_share_it():
 def test_members_need_names_that_are_folders(members: list[dict], line: str):
     with pytest.raises(RecipeError, match=line):
         plan_members(parse_recipe({"name": "x", "data": {"root": "."}, "members": members}))
+
+
+@pytest.mark.parametrize(
+    ("data", "lines"),
+    [
+        ({"reader": "foldr"}, ["data.reader: unknown reader 'foldr'; did you mean 'folder'?"]),
+        (
+            {"options": {"trian": "a"}},
+            ["data.options: the reader 'folder' has no option 'trian'; did you mean 'train'?"],
+        ),
+        ({"reader": "table"}, ["data.options: the reader 'table' needs the option 'file'"]),
+    ],
+)
+def test_a_fault_of_the_reader_is_said_once(workshop: Path, tmp_path: Path, data: dict, lines: list[str]):
+    members = [
+        {"backbone": f"open_clip:{workshop / name}", "weights": "random"} for name in ("tiny_a", "tiny_b")
+    ]
+    tuned = {"tuner": {"name": "adaptformer", "options": {"width": -3}}}
+    recipe = {
+        "name": "x",
+        "data": {"root": str(workshop / "images"), **data},
+        "members": members,
+        "finetune": tuned,
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    faults = check_recipe(tmp_path / "recipe.yaml").faults
+    assert [fault for fault in faults if "reader" in fault] == lines
+    assert len(faults) == len(set(faults))

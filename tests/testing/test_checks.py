@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dualtail.data.manifest import Manifest
-from dualtail.errors import InputError
+from dualtail.errors import DataError, InputError
 from dualtail.imagespec import ImageSpec
 from dualtail.logits.losses import CrossEntropyLoss, FocalLoss, LogitAdjustmentLoss, LogitLoss
 from dualtail.models.backbone import BACKBONES
@@ -312,6 +312,8 @@ def test_backbones(name: str) -> None:
 
 def read(root: Path) -> Manifest:
     """Read two images."""
+    if not (root / "0.png").exists():
+        raise DataError("there are no images", where=str(root))
     return Manifest(root, ("0.png", "1.png"), [0, 1], ["train", "train"], ("a", "b"))
 
 

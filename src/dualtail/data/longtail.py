@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -46,7 +47,7 @@ def long_tail_counts(
         [500, 229, 120, 52, 5]
     """
     check_choice("profile", profile, PROFILES)
-    if num_classes < 2 or largest < 1 or not ratio >= 1 or not power > 0:
+    if num_classes < 2 or largest < 1 or not 1 <= ratio < math.inf or not power > 0:
         raise InputError(
             f"no long tail of {num_classes} classes from {largest} with ratio {ratio} and power {power}",
             fix="give at least 2 classes and 1 image, a ratio of at least 1 and a power above 0",

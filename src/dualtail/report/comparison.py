@@ -145,7 +145,7 @@ def pair_images(first: Samples, other: Samples) -> NDArray[np.int64] | None:
 def _sentence(names: Sequence[str], differences: ReportTable) -> str:
     overall = [(row["run"], row["difference"]) for row in differences.rows if row["measure"] == "all"]
     if not overall:
-        return "The runs were measured on different images, so that their differences cannot be paired."
+        return "The runs cannot be paired: their images or classes differ, or logits are missing."
     parts = []
     for name, difference in overall:
         points = spell_points(difference)

@@ -17,7 +17,7 @@ from dualtail.logits.losses import LOSSES
 from dualtail.models.backbone import load_backbone
 from dualtail.models.classifier import Classifier, build_classifier
 from dualtail.process_group import resolve_device
-from dualtail.runs.choices import find_choice_faults
+from dualtail.runs.choices import find_choice_faults, reader_stands
 from dualtail.runs.dataset import build_manifest, evaluation_split, find_missing_val, find_problems
 from dualtail.runs.members import BackbonePlan, plan_backbones, plan_members
 from dualtail.runs.observer import Observer
@@ -79,6 +79,8 @@ def check_recipe(
 
 
 def _check_data(recipe: Recipe, result: RecipeCheck, deep: bool, observer: Observer) -> Manifest | None:
+    if not reader_stands(recipe.data):
+        return None  # said among the choices already
     observer.stage("data: reading every image" if deep else "data")
     try:
         manifest = build_manifest(recipe.data, recipe.seed)
@@ -117,7 +119,8 @@ def _check_backbones(
             if choices_stand:
                 usable[plan] = build_classifier(backbone, names, **recipe.finetune.classifier_options)
         except DualtailError as error:
-            result.faults.append(str(error))
+            if str(error) not in result.faults:  # a tuner's fault is every backbone's
+                result.faults.append(str(error))
     return usable
 
 

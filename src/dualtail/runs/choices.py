@@ -42,6 +42,14 @@ def refuse_choice_faults(recipe: Recipe) -> None:
         raise raised
 
 
+def reader_stands(data: Data) -> bool:
+    """Whether a data section names a reader that there is and options that it takes."""
+    try:
+        return not _reader(data)
+    except DualtailError:
+        return False
+
+
 def _checks(recipe: Recipe) -> Iterator[Callable[[], list[DualtailError] | None]]:
     """Yield what raises a fault, or returns several."""
     tuned, second = recipe.finetune, recipe.finetune.second_stage

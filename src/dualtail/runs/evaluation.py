@@ -23,7 +23,7 @@ from dualtail.logits.metrics import Evaluation, evaluate
 from dualtail.logits.neighbors import disagreement, error_correlation, knn_accuracy, linear_cka
 from dualtail.logits.prior import LabelPrior
 from dualtail.runs.directory import RunDirectory
-from dualtail.runs.logits_file import LogitsFile, RunLogits
+from dualtail.runs.logits_file import LogitsFile, ModelKey, RunLogits
 from dualtail.runs.members import MemberPlan
 from dualtail.runs.recipe import Evaluate
 from dualtail.runs.remaining import remaining_source_prior
@@ -139,6 +139,14 @@ class RunEvaluator:
         """``(N, C)`` of the backdoor-adjusted ensemble."""
         return backdoor_adjust(self.logits.of_members, weights=self.member_prior)
 
+    @cached_property
+    def models(self) -> dict[ModelKey, Evaluation]:
+        """The evaluation of every zero-shot model and member, each from one pass over its logits."""
+        of_backbones = {("zero_shot", name): s for name, s in self.logits.zero_shot.items()}
+        of_members = zip(self.logits.members, self.logits.of_members, strict=True)
+        scores: dict[ModelKey, Tensor] = of_backbones | {("member", name): s for name, s in of_members}
+        return {key: self.evaluate(own) for key, own in scores.items()}
+
     def evaluate(self, scores: Tensor) -> Evaluation:
         """Evaluate scores ``(N, C)`` with the groups that are common to all models of the run."""
         return evaluate(
@@ -160,7 +168,8 @@ class RunEvaluator:
     def methods(self) -> Iterator[MethodResult]:
         """Yield every method that the run's logits allow."""
         for method, label, members, scores in self._methods():
-            yield MethodResult(method, label, members, self.evaluate(scores))
+            known = self.models.get((method, members[0]))
+            yield MethodResult(method, label, members, known or self.evaluate(scores))
 
     def _methods(self) -> Iterator[tuple[str, str, tuple[str, ...], Tensor]]:
         """Yield (method, label, members, scores) one at a time: scores are N x C numbers each."""

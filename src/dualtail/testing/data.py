@@ -112,6 +112,8 @@ def one_line(case: ReaderCase) -> None:
             case.read(Path(folder))
         except DualtailError as error:
             demand("\n" not in str(error), f"it says {error}")
+        else:
+            demand(False, "it takes an empty folder for a data set")
 
 
 READER_CHECKS: Sequence[Callable[[ReaderCase], None]] = (

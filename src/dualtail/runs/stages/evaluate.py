@@ -9,7 +9,7 @@ from typing import Any
 from dualtail.data.manifest import Manifest
 from dualtail.files import fingerprint, write_csv, write_json
 from dualtail.logits.metrics import Evaluation
-from dualtail.runs.directory import BackboneFiles, MemberFiles, RunDirectory
+from dualtail.runs.directory import RunDirectory
 from dualtail.runs.evaluation import RunEvaluator, describe_p_groups
 from dualtail.runs.results import Classes, class_rows, group_counts
 from dualtail.runs.stages.adjust import adjust_inputs
@@ -92,14 +92,11 @@ def _save_priors(run: RunDirectory, evaluator: RunEvaluator, save: Any) -> None:
 
 
 def _save_models(run: RunDirectory, evaluator: RunEvaluator, save: Any) -> list[tuple[str, Evaluation]]:
-    """Save every model's evaluation, by the common groups and by its own, from one pass over its logits."""
-    models: list[tuple[str, str, BackboneFiles | MemberFiles, Evaluation]] = []
-    for name, scores in evaluator.logits.zero_shot.items():
-        models.append((f"zero_shot_{name}", name, run.backbone(name), evaluator.evaluate(scores)))
-    for member, scores in zip(run.members, evaluator.logits.of_members, strict=True):
-        column = f"member_{member.name}"
-        models.append((column, member.backbone.name, run.member(member.name), evaluator.evaluate(scores)))
-    for _, backbone, files, common in models:
+    """Save every model's evaluation, by the common groups and by its own; return them with their column."""
+    backbone_of = {member.name: member.backbone.name for member in run.members}
+    for (kind, name), common in evaluator.models.items():
+        files = run.member(name) if kind == "member" else run.backbone(name)
+        backbone = backbone_of[name] if kind == "member" else name
         save(files.common_metrics, common.to_dict())
         save(files.metrics, evaluator.by_own_groups(common, backbone).to_dict())
-    return [(column, common) for column, _, _, common in models]
+    return [(f"{kind}_{name}", common) for (kind, name), common in evaluator.models.items()]
