@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from importlib import metadata
+from typing import Annotated, Any
 
+import numpy as np
 import pytest
+from pydantic import Field
 
 from dualtail.errors import DataError, InputError, check_choice, nearest_fix
 from dualtail.registry import REQUIRED, Registry
@@ -127,3 +131,58 @@ def test_a_choice_says_where_it_was_made():
     with pytest.raises(DataError, match=r"^key: unknown kind 'b'; choose from a$"):
         check_choice("kind", "b", ["a"], where="key", error=DataError)
     assert check_choice("kind", "a", ["a"]) is None
+
+
+def annotated(  # as a plug-in may write it
+    counts: Any,
+    rank: Annotated[int, Field(ge=1, le=64)] | None = None,
+    scale: tuple[float, float] = (0.1, 1.0),
+    targets: Sequence[str] = ("q",),
+    width: int = None,  # type: ignore[assignment]  # noqa: RUF013
+    free=None,
+    foreign: NotThere = 3,  # type: ignore[name-defined]  # noqa: F821
+) -> None: ...
+
+
+class Called:
+    def __call__(self, *, rank: int = 3) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"rank": "four"}, "rank is 'four'; it should be an integer"),
+        ({"rank": True}, "rank is True; it should be an integer"),
+        ({"rank": 4.0}, "rank is 4.0; it should be an integer"),
+        ({"rank": 65}, "rank is 65; it should be less than or equal to 64"),
+        ({"scale": 3}, "scale is 3; it should be a list"),
+        ({"scale": [0.5, "x"]}, "scale.1 is 'x'; it should be a number"),
+        ({"scale": [0.5, float("nan")]}, "scale.1 is nan; it should be a finite number"),
+        ({"targets": "q"}, "targets is 'q'; it should be a list"),
+        ({"targets": ["q", 1]}, "targets.1 is 1; it should be text"),
+        ({"targets": ["a\0b"]}, r"targets.0 is 'a\x00b'; text holds no NUL"),
+        ({"free": ["\udcff"]}, r"free.0 is '\udcff'; text must be Unicode (UTF-8)"),
+        ({"width": "x"}, "width is 'x'; it should be an integer"),
+    ],
+)
+def test_values_are_checked_against_the_signature(options: dict, line: str):
+    registry = Registry("thing", {"it": annotated}, given=("counts",))
+    with pytest.raises(InputError) as error:
+        registry.check_options("it", options, where="here")
+    assert str(error.value) == f"here: {line}"
+
+
+def test_what_fits_the_signature_comes_back_as_it_says():
+    registry = Registry("thing", {"it": annotated}, given=("counts",))
+    given = {"rank": np.int64(3), "scale": [1, 0.5], "targets": ["q", "v"], "width": None, "free": {1: len}}
+    taken = registry.check_options("it", {**given, "foreign": "anything"})
+    assert taken == {**given, "rank": 3, "scale": (1.0, 0.5), "foreign": "anything"}
+    assert type(taken["rank"]) is int
+
+
+@pytest.mark.parametrize("thing", [Called(), Called().__call__, Thing], ids=["object", "method", "class"])
+def test_every_kind_of_thing_has_types(thing: Callable[..., Any]):
+    registry = Registry("thing", {"it": thing}, given=("site",))
+    option = next(iter(registry.options("it")))
+    with pytest.raises(InputError, match=f"the thing 'it': {option} is 'x'; it should be an integer"):
+        registry.check_options("it", {option: "x"})

@@ -6,6 +6,7 @@ defect of dualtail and keeps its traceback.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 
@@ -24,8 +25,9 @@ class DualtailError(Exception):
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
         self.what, self.where, self.fix = what, where, fix
-        line = f"{where}: {what}" if where else what
-        super().__init__(f"{line}; {fix}" if fix else line)
+        line = f"{printable(where)}: {what}" if where else what
+        # What a library says may have lines; a mistake has one.
+        super().__init__(printable(" ".join((f"{line}; {fix}" if fix else line).splitlines())))
 
 
 class InputError(DualtailError, ValueError):
@@ -54,8 +56,60 @@ class TrainingError(DualtailError):
     """Training cannot go on: a loss that is not finite, or too little memory."""
 
 
+class FileError(DataError, OSError):
+    """A file or folder cannot be written or opened: no room, no permission, a disk that fails.
+
+    ``reason`` is what the operating system says.
+    """
+
+    reason: str = ""
+
+
 class Interrupted(DualtailError):
-    """The user stopped the work; what was done is saved and the same command goes on."""
+    """The user stopped the work; what was done is saved and the same command goes on.
+
+    ``signal`` is the number of the signal that asked for it.
+    """
+
+    signal: int = 2
+
+
+# What a terminal obeys rather than shows: C0, DEL and C1, line separators, what turns the direction of text around or
+# has no width; and halves of characters, which cannot be written.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def printable(text: object, *, keep: str = "") -> str:
+    r"""Return text that a terminal shows and never obeys: control characters are written as JSON escapes them.
+
+    Args:
+        text: whatever is printed; names of classes and files may hold anything.
+        keep: characters that stay, such as line breaks.
+
+    Example:
+        >>> print(printable("cat\x1b[2J\r"))
+        cat\u001b[2J\u000d
+    """
+    return _UNPRINTABLE.sub(
+        lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04x}", str(text)
+    )
+
+
+def shown(value: object, length: int = 100) -> str:
+    """Return a value for a message: on one line, printable and short, whatever it is.
+
+    Example:
+        >>> shown("cat\\n"), shown(0.5), shown(list(range(1000)), length=12)
+        ("'cat\\\\n'", '0.5', '[0, 1, 2, 3...')
+    """
+    try:
+        text = repr(value)
+    except Exception:  # a number of too many digits, lists too deep, an object's own
+        text = f"<{type(value).__name__}>"
+    text = printable(" ".join(text[: length + 1].split()))
+    return f"{text[:length]}..." if len(text) > length else text
 
 
 def nearest_name(name: object, known: Iterable[str]) -> str | None:
@@ -67,7 +121,9 @@ def nearest_name(name: object, known: Iterable[str]) -> str | None:
     """
     import difflib
 
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(
+        name if isinstance(name, str) else shown(name), list(known), n=1, cutoff=0.6
+    )
     return close[0] if close else None
 
 
@@ -108,5 +164,5 @@ def check_choice(
         dualtail.errors.InputError: unknown sampling 'instanc'; did you mean 'instance'?
     """
     known = list(known)
-    if name not in known:
-        raise error(f"unknown {kind} {name!r}", where=where, fix=nearest_fix(name, known))
+    if not isinstance(name, str) or name not in known:
+        raise error(f"unknown {kind} {shown(name)}", where=where, fix=nearest_fix(name, known))

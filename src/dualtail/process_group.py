@@ -90,6 +90,18 @@ class ProcessGroup:
             wait_for_everyone()
 
 
+def is_lost_process(error: BaseException) -> bool:
+    """Say whether an error means that another of the processes that share the work has ended.
+
+    Example:
+        >>> is_lost_process(RuntimeError("Connection closed by peer"))
+        False
+    """
+    if ProcessGroup.launched().size == 1:
+        return False
+    return isinstance(error, torch.distributed.DistError) or "by peer" in str(error) or "gloo" in str(error)
+
+
 def join_processes(device: str | torch.device = "auto") -> PartialState:
     """Return Accelerate's state of this process, having joined the other processes if there are any.
 
@@ -145,6 +157,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
             own = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
             return torch.device("cuda", own % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if str(device).partition(":")[0] == "meta":
+        raise InputError("computes nothing", where=f"device {device}", fix="use 'auto'")
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)

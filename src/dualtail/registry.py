@@ -7,13 +7,14 @@ Packages outside add to a registry by an entry point of its group, or at run tim
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from importlib import metadata
-from typing import Any, TypeVar
+from types import FunctionType, SimpleNamespace
+from typing import Any, TypeVar, get_type_hints
 
-from dualtail.errors import DualtailError, InputError, nearest_fix
+from dualtail.errors import DualtailError, InputError, nearest_fix, shown
 
 T = TypeVar("T")
 REQUIRED = inspect.Parameter.empty
@@ -30,6 +31,7 @@ class Registry(Mapping[str, T]):
         things: those of dualtail itself. Their names stay theirs.
         group: of the entry points by which packages add more, such as "dualtail.losses"; None for none.
         given: parameters that whoever builds a thing supplies; all others are the thing's options.
+        common: options that every thing has beside its own, with their types; whoever builds it takes care of them.
         base: the class that every thing added from outside must derive from; None where any callable will do.
         error: what is raised about a name or option.
 
@@ -50,10 +52,12 @@ class Registry(Mapping[str, T]):
         *,
         group: str | None = None,
         given: Collection[str] = (),
+        common: Mapping[str, Any] | None = None,
         base: type | None = None,
         error: type[DualtailError] = InputError,
     ) -> None:
         self.kind, self.group, self.given, self.base, self.error = kind, group, frozenset(given), base, error
+        self.common = dict(common or {})
         self._things = dict(things)
 
     @cached_property
@@ -107,18 +111,20 @@ class Registry(Mapping[str, T]):
             DualtailError: there is none, with the nearest name; or its package cannot be loaded.
         """
         if not isinstance(name, str) or name not in self:
-            raise self.error(f"unknown {self.kind} {name!r}", where=where, fix=nearest_fix(name, self))
+            raise self.error(f"unknown {self.kind} {shown(name)}", where=where, fix=nearest_fix(name, self))
         return self[name]
 
     def options(self, name: str) -> dict[str, Any]:
         """Return the options of a thing with their defaults, :data:`REQUIRED` where there is none."""
-        parameters = inspect.signature(self._callable(self.find(name))).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind in _NAMED and p.name not in self.given}
+        return {parameter.name: parameter.default for parameter in self._parameters(self.find(name))}
 
     def option_faults(
         self, name: str, options: Mapping[str, Any], where: str | None = None
     ) -> list[DualtailError]:
-        """Return an error for each option that a thing does not take, and for each that it needs and does not get.
+        """Return an error for each option that a thing does not take, needs and does not get, or that has a wrong type.
+
+        Types are those that the thing's signature is annotated with, pydantic's constraints included
+        (``Annotated[int, Field(ge=1)]``). An option without an annotation takes any value, and a default is right.
 
         Args:
             name: of the thing.
@@ -128,29 +134,43 @@ class Registry(Mapping[str, T]):
         Raises:
             DualtailError: an unknown name.
         """
-        self.find(name, where=where)
-        known = self.options(name)
+        return self._checked(name, options, where)[1]
+
+    def check_options(
+        self, name: str, options: Mapping[str, Any], where: str | None = None
+    ) -> dict[str, Any]:
+        """Return options as the thing's annotations have them (a list as a tuple); raise the first of their faults."""
+        checked, faults = self._checked(name, options, where)
+        for fault in faults:
+            raise fault
+        return checked
+
+    def _checked(
+        self, name: str, options: Mapping[str, Any], where: str | None
+    ) -> tuple[dict[str, Any], list[DualtailError]]:
+        from dualtail.schema import checked_values  # pydantic, which nothing needs before there are options
+
+        thing = self.find(name, where=where)
+        known, own = self.options(name), f"the {self.kind} {name!r}"
         takes = f"it takes {', '.join(known) or 'none'}"
-        unknown = [
+        faults = [
             self.error(
-                f"the {self.kind} {name!r} has no option {option!r}",
-                where=where,
-                fix=nearest_fix(option, known, takes),
+                f"{own} has no option {shown(option)}", where=where, fix=nearest_fix(option, known, takes)
             )
             for option in options
-            if option not in known
+            if option not in known and option not in self.common
         ]
-        missing = [
-            self.error(f"the {self.kind} {name!r} needs the option {option!r}", where=where)
+        faults += [
+            self.error(f"{own} needs the option {option!r}", where=where)
             for option, default in known.items()
             if default is REQUIRED and option not in options
         ]
-        return unknown + missing
-
-    def check_options(self, name: str, options: Mapping[str, Any], where: str | None = None) -> None:
-        """Raise the first of :meth:`option_faults`."""
-        for fault in self.option_faults(name, options, where):
-            raise fault
+        types = {p.name: _type_of(p, _globals_of(thing)) for p in self._parameters(thing)} | self.common
+        given = {option: value for option, value in options.items() if option in types}
+        default = {option: value for option, value in given.items() if value is known.get(option, REQUIRED)}
+        checked, lines = checked_values(types, {k: v for k, v in given.items() if k not in default})
+        faults += [self.error(line, where=where or own) for line in lines]
+        return default | checked, faults
 
     def __getitem__(self, name: str) -> T:
         if name not in self._things and name in self._entry_points:
@@ -195,10 +215,30 @@ class Registry(Mapping[str, T]):
                 f"the {self.kind} {name!r} calls itself {own!r}", where=where, fix="use one name for it"
             )
 
-    @staticmethod
-    def _callable(thing: Any) -> Callable[..., Any]:
+    def _parameters(self, thing: Any) -> list[inspect.Parameter]:
+        """Return the parameters that are options."""
         if not callable(thing):
             raise TypeError(
                 f"{thing!r} takes no options"
             )  # a defect of ours: things of this registry are data
-        return thing
+        parameters = inspect.signature(thing).parameters.values()
+        return [p for p in parameters if p.kind in _NAMED and p.name not in self.given]
+
+
+def _globals_of(thing: Any) -> dict[str, Any]:
+    """Return where the annotations of a thing's signature have their names from."""
+    function: Any = thing.__init__ if isinstance(thing, type) else getattr(thing, "func", thing)  # type: ignore[misc]
+    if not isinstance(function, FunctionType):
+        function = type(function).__call__
+    return getattr(inspect.unwrap(function), "__globals__", {})
+
+
+def _type_of(parameter: inspect.Parameter, names: dict[str, Any]) -> Any:
+    """Return a parameter's annotation, ``Any`` where it has none or one that names what is not there."""
+    if parameter.annotation is inspect.Parameter.empty:
+        return Any
+    owner = SimpleNamespace(__annotations__={"it": parameter.annotation})
+    try:
+        return get_type_hints(owner, globalns=names, include_extras=True)["it"]
+    except (NameError, AttributeError, TypeError, SyntaxError):
+        return Any

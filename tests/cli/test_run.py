@@ -227,6 +227,30 @@ def test_predict_prints_a_table_json_lines_and_csv(dualtail, workshop: Path, fin
     assert share == pytest.approx(float(panda["adjusted"]))
 
 
+def test_predict_leaves_out_what_cannot_be_read_and_says_so_once(
+    finished_run: Path, workshop: Path, tmp_path: Path
+):
+    from dualtail.errors import DataError
+    from dualtail.runs.observer import Observer
+    from dualtail.runs.predict import find_images, predict_images
+
+    notes: list[str] = []
+    observer = Observer()
+    observer.note = notes.append  # type: ignore[method-assign]
+    (tmp_path / "folder.png").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"no image")
+    bad = find_images([tmp_path])
+    assert bad == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    good = str(workshop / "images" / "test" / "blue jay" / "0.png")
+    options = {"device": "cpu", "on_bad_image": "skip", "observer": observer}
+    answers = predict_images(finished_run, [bad[0], good, bad[1]], **options)
+    assert [answer.path for answer in answers] == [good]
+    assert notes == [f"2 images could not be read and were left out, the first {bad[0]}"]
+    with pytest.raises(DataError, match=r"a\.png: none of 2 images can be read"):
+        predict_images(finished_run, bad, **options)
+
+
 def test_predict_refuses_what_is_no_image(dualtail, finished_run: Path, tmp_path: Path):
     (tmp_path / "a.png").write_text("not an image")
     done = dualtail("predict", finished_run, tmp_path / "a.png")

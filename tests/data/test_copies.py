@@ -66,6 +66,83 @@ def test_a_changed_image_gets_a_new_copy(tree, tmp_path):
     assert len(files(tmp_path / "copies")) == 3
 
 
+def test_other_pixels_of_the_same_size_and_time_get_a_new_copy(tree, tmp_path):
+    store = SmallCopies(tmp_path / "copies", 30)
+    path = tree / "train/large/0.bmp"
+    Image.new("RGB", (300, 200), (0, 0, 255)).save(path)
+    before = os.stat(path)
+    store.decode(str(path))
+    Image.new("RGB", (300, 200), (255, 0, 0)).save(tree / "new.bmp")
+    os.utime(tree / "new.bmp", ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(tree / "new.bmp", path)
+    assert os.stat(path).st_size == before.st_size
+    assert store.decode(str(path)).getpixel((5, 5)) == pytest.approx((255, 0, 0), abs=4)
+
+
+def another_image(copy):
+    """Put the copy of another image, which is whole, in a copy's place."""
+    store = SmallCopies(copy.parents[1], 30)
+    Image.new("RGB", (300, 200), (9, 9, 9)).save(copy.parents[2] / "other.png")
+    store.decode(str(copy.parents[2] / "other.png"))
+    (other,) = (path for path in files(copy.parents[1]) if path != copy)
+    other.replace(copy)
+
+
+def flipped(copy):
+    """Change one bit in the middle, which decodes to other pixels."""
+    content = bytearray(copy.read_bytes())
+    content[len(content) // 2] ^= 4
+    copy.write_bytes(content)
+
+
+def folder_instead(copy):
+    copy.unlink()
+    copy.mkdir()
+    (copy / "a").touch()
+
+
+def dangling(copy):
+    copy.unlink()
+    copy.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda copy: copy.write_bytes(b""),
+        lambda copy: copy.write_bytes(copy.read_bytes()[:-1]),
+        lambda copy: copy.write_bytes(copy.read_bytes()[:300]),
+        lambda copy: copy.write_bytes(bytes(copy.stat().st_size)),
+        lambda copy: Image.new("RGB", (45, 30)).save(copy),
+        another_image,
+        flipped,
+        folder_instead,
+        dangling,
+    ],
+)
+def test_a_damaged_copy_is_made_again(tree, tmp_path, damage):
+    store = SmallCopies(tmp_path / "copies", 30)
+    path = str(tree / "train/large/0.jpg")
+    first = np.asarray(store.decode(path))
+    (copy,) = files(tmp_path / "copies")
+    whole = copy.read_bytes()
+    damage(copy)
+    assert np.array_equal(np.asarray(store.decode(path)), first)
+    assert copy.read_bytes() == whole
+
+
+def test_a_copy_that_cannot_be_read_is_made_again(tree, tmp_path, monkeypatch):
+    store = SmallCopies(tmp_path / "copies", 30)
+    path = str(tree / "train/large/0.jpg")
+    first = np.asarray(store.decode(path))
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(copies.Path, "read_bytes", refuse)
+    assert np.array_equal(np.asarray(store.decode(path)), first)
+
+
 def test_faults_are_said_of_the_image(tree, tmp_path):
     store = SmallCopies(tmp_path / "copies", 30)
     with pytest.raises(DataError, match=r"none\.jpg: there is no such file"):

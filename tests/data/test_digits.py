@@ -95,3 +95,8 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_wrong_size(tmp_path):
     with pytest.raises(InputError, match="size is 4"):
         write_digits(tmp_path / "digits", size=4)
+
+
+def test_a_home_of_nobody_is_refused():
+    with pytest.raises(DataError, match="there is no such user's home; give the folder's path"):
+        write_digits("~nobody-of-that-name/digits")

@@ -142,8 +142,71 @@ def test_folder_follows_links_once(write_tree, tmp_path):
     (root / "train/cat/more").symlink_to(outside / "x/pics")
     (root / "train/cat/circle").symlink_to(root / "train/cat")
     (root / "train/dog/link.png").symlink_to(outside / "x/pics/pics 0.png")
-    manifest = read_manifest("folder", root)
+    manifest = read_manifest("folder", root, allow_outside=True)
     assert manifest.counts().tolist() == [3, 2]
+
+
+LINKS = {
+    "to the split": ("train/loop", "."),
+    "to the root": ("train/loop", ".."),
+    "to a folder above the root": ("train/loop", "../../.."),
+    "of a class to its split": ("train/cat/up", ".."),
+    "of a class to the root": ("train/cat/up", "../.."),
+    "of a class to itself": ("train/cat/self", "."),
+    "of a subfolder to its class": ("train/cat/sub/up", ".."),
+    "to itself": ("train/loop", "loop"),
+    "in a circle": ("train/one", "two"),
+    "to nothing": ("train/loop", "nowhere"),
+    "of a split to the root": ("val", "."),
+    "absolute": ("train/loop", None),
+}
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("flat", [False, True])
+def test_folder_makes_no_classes_of_links_to_folders_above(write_tree, tmp_path, link, flat):
+    root = write_tree({"train": {"cat": 2, "dog": 1}, "train/cat": {"sub": 1}}, tmp_path / "above" / "tree")
+    expected = read_manifest("folder", root / "train" if flat else root)
+    place, target = LINKS[link]
+    (root / place).symlink_to(root if target is None else target)
+    if link == "in a circle":
+        (root / "train/two").symlink_to("one")
+    manifest = read_manifest("folder", root / "train" if flat else root)
+    assert manifest.class_names == ("cat", "dog")
+    assert manifest.paths == expected.paths
+    assert manifest.labels.tolist() == expected.labels.tolist()
+
+
+def test_folder_leaves_circles_through_other_places(write_tree, tmp_path):
+    store = write_tree({"cats": {"young": 2}}, root=tmp_path / "store")
+    root = write_tree({"train": {"dog": 1}})
+    (root / "train/cat").symlink_to(store / "cats")
+    (store / "cats/up").symlink_to(root / "train")  # where it was entered from
+    (store / "cats/young/out").symlink_to(store)  # where it lies
+    (root / "train/dog/other").symlink_to(store / "cats/young")  # no folder above: what the link says
+    manifest = read_manifest("folder", root, allow_outside=True)
+    assert manifest.class_names == ("cat", "dog")
+    assert manifest.counts().tolist() == [2, 3]
+
+
+def test_folder_with_a_train_folder_that_is_a_link_to_the_root(write_tree):
+    root = write_tree({".": {"dog": 2, "cat": 3}})
+    (root / "train").symlink_to(".")
+    assert read_manifest("folder", root).paths[0] == "cat/cat 0.png"
+
+
+def test_folder_that_cannot_be_read(write_tree, monkeypatch):
+    root = write_tree({"train": {"dog": 2, "cat": 3}})
+    really = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", path)
+        return really(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="train/dog: cannot read the folder: Permission denied"):
+        read_manifest("folder", root)
 
 
 def test_folder_without_splits_is_training_data(write_tree):
@@ -210,7 +273,7 @@ CSV = "path,label,split\na b.png,cat,train\n/abs/b.png,dog,train\nc.png,cat,val\
 
 def test_table_csv_with_names(tmp_path):
     (tmp_path / "all.csv").write_text(CSV)
-    manifest = read_manifest("table", tmp_path, file="all.csv")
+    manifest = read_manifest("table", tmp_path, file="all.csv", allow_outside=True)
     assert manifest.paths == ("a b.png", "/abs/b.png", "c.png", "d.png")
     assert manifest.class_names == ("cat", "dog")
     assert manifest.labels.tolist() == [0, 1, 0, 1]
@@ -308,6 +371,8 @@ def test_table_id_out_of_range(tmp_path):
         ("t.xlsx", b"x", r"unknown kind of table '\.xlsx'"),
         ("t.csv", b"", "no readable table"),
         ("t.csv", b"path,label,split\na,b\n", "no readable table"),
+        ("t.csv", "chemin,étiquette,split\na,b,train\n".encode("latin-1"), "no readable table"),
+        ("t.tsv", b"path\tlabel\t\xecsplit\na\tb\ttrain\n", "no readable table"),
         ("t.parquet", b"PAR0", "no readable table"),
     ],
 )

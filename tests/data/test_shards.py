@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import tarfile
 
 import numpy as np
@@ -195,3 +198,119 @@ def test_webdataset_shard_that_is_missing(shards):
         read_manifest("webdataset", shards, train="train-{000..002}.tar")
     with pytest.raises(DataError, match=r"none\*\.tar: there is no such shard"):
         read_manifest("webdataset", shards, train="none*.tar")
+
+
+# --- Damage
+
+
+def three_samples(path):
+    """Write a shard of three samples, six files; return its bytes and where each header starts."""
+    write_tar(path, [(f"{n}.{kind}", content) for n in range(3) for kind, content in (
+        ("cls", b"%d" % n), ("png", encoded(n)))])  # fmt: skip
+    with tarfile.open(path) as tar:
+        return path.read_bytes(), [member.offset for member in tar]
+
+
+def header(name, size):
+    member = tarfile.TarInfo(name)
+    member.size = size
+    return member.tobuf()
+
+
+DAMAGES = {
+    "a later header": lambda c, at: c[: at[3] + 100] + b"\xff" * 50 + c[at[3] + 150 :],
+    "a later checksum": lambda c, at: c[: at[3] + 148] + b"0000000\0" + c[at[3] + 156 :],
+    "a header of zeros": lambda c, at: c[: at[3]] + bytes(512) + c[at[3] + 512 :],
+    "no end": lambda c, at: c.rstrip(b"\0").ljust(-(-len(c.rstrip(b"\0")) // 512) * 512, b"\0"),
+    "cut behind a file": lambda c, at: c[: at[4]],
+    "cut in a header": lambda c, at: c[: at[3] + 200],
+    "cut in a file": lambda c, at: c[: at[3] + 512 + 20],
+    "two archives": lambda c, at: c + c,
+    "a size": lambda c, at: c[: at[3]] + header("1.png", 10**10) + c[at[3] + 512 :],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("packing", ["tar", "gz"])
+def test_a_damaged_shard_is_refused_with_its_place(tmp_path, damage, packing):
+    content, offsets = three_samples(tmp_path / "t.tar")
+    content = DAMAGES[damage](content, offsets)
+    (tmp_path / "t.tar").write_bytes(gzip.compress(content) if packing == "gz" else content)
+    with pytest.raises(DataError) as caught:
+        read_manifest("webdataset", tmp_path, train="t.tar")
+    line = str(caught.value)
+    assert line.startswith(f"{tmp_path / 't.tar'}, in or after '"), line
+    assert "\n" not in line
+    expected = {"no end": "2.png", "two archives": "2.png", "cut behind a file": "1.png"}
+    inside = {"cut in a file", "a size"} if damage != "cut in a header" else set()
+    place = expected.get(damage, "1.png" if damage in inside else "1.cls")
+    assert f"'{place}'" in line, line
+    assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_damaged_packing_is_refused(tmp_path, pack):
+    content, _ = three_samples(tmp_path / "t.tar")
+    packed = pack(content)
+    middle = len(packed) // 2
+    for damaged in (packed[:middle], packed[:middle] + bytes([packed[middle] ^ 0x55]) + packed[middle + 1 :]):
+        (tmp_path / "t.tar").write_bytes(damaged)
+        with pytest.raises(DataError, match="the shard cannot be read"):
+            read_manifest("webdataset", tmp_path, train="t.tar")
+
+
+@pytest.mark.parametrize(
+    "members", [["0.cls", "1.cls", "1.png"], ["0.cls", "0.png", "1.cls"], ["0.png", "1.png", "1.cls"]]
+)
+def test_a_sample_without_one_of_its_files_is_refused(tmp_path, members):
+    write_tar(tmp_path / "t.tar", [(name, encoded(1) if "png" in name else b"0") for name in members])
+    with pytest.raises(DataError, match=r"the sample '/[01]' has no (image|\.cls)"):
+        read_manifest("webdataset", tmp_path, train="t.tar")
+
+
+def test_other_content_of_the_same_size_is_not_taken_for_what_was_unpacked(tmp_path):
+    for red in (10, 20):
+        write_tar(
+            tmp_path / "t.tar",
+            [("0.bmp", encoded(red, "bmp")), ("0.cls", b"0"), ("1.bmp", encoded(1, "bmp")), ("1.cls", b"1")],
+        )
+        if red == 10:
+            read_manifest("webdataset", tmp_path, train="t.tar")
+    with pytest.raises(DataError, match="the folder holds the images of other files; remove it"):
+        read_manifest("webdataset", tmp_path, train="t.tar")
+
+
+def test_every_cut_of_a_parquet_file_is_one_line(tmp_path):
+    path = tmp_path / "data/train-0.parquet"
+    write_parquet(path, [0, 1] * 100)
+    whole = path.read_bytes()
+    for size in [0, 1, 4, 11, *range(20, len(whole), len(whole) // 23), len(whole) - 1]:
+        path.write_bytes(whole[:size])
+        for names in (None, ["cat", "dog"]):
+            with pytest.raises(DataError, match="no readable Parquet file") as caught:
+                read_manifest("hugging_face", tmp_path, class_names=names)
+            assert "\n" not in str(caught.value)
+    assert not (tmp_path / "images").exists()
+
+
+def test_a_damaged_page_of_a_parquet_file_is_told_with_its_row(tmp_path):
+    path = tmp_path / "data/train-0.parquet"
+    path.parent.mkdir()
+    table = pa.table({"image": [encoded(n % 250) for n in range(400)], "label": [n % 2 for n in range(400)]})
+    parquet.write_table(
+        table, path, row_group_size=100, write_page_checksum=True, compression="none", use_dictionary=False
+    )
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(encoded(150)) + 30] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match=r"train-0\.parquet, after row \d+: this is no readable Parquet file"):
+        read_manifest("hugging_face", tmp_path, class_names=["cat", "dog"])
+
+
+@pytest.mark.parametrize("info", [b"{", b"[]", b'{"info": {"features": []}}', b"\xff", b"[" * 100_000])
+def test_a_damaged_description_of_columns_is_one_line(tmp_path, info):
+    path = tmp_path / "data/train-0.parquet"
+    write_parquet(path, [0, 1])
+    parquet.write_table(parquet.read_table(path).replace_schema_metadata({b"huggingface": info}), path)
+    with pytest.raises(DataError, match="description of the columns cannot be read; give class_names"):
+        read_manifest("hugging_face", tmp_path)

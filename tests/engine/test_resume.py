@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +16,17 @@ import torch
 from engine_standins import SyntheticLoader, TinyClassifier, same_bits, state_of
 from safetensors.torch import load_file
 
-from dualtail.engine.checkpoint import CHECKPOINT_NAME, read_checkpoint, read_header, write_checkpoint
+from dualtail.engine.checkpoint import (
+    BEFORE_NAME,
+    CHECKPOINT_NAME,
+    read_checkpoint,
+    read_header,
+    write_checkpoint,
+)
 from dualtail.engine.finetune import finetune
 from dualtail.engine.settings import FinetuneSettings
 from dualtail.errors import Interrupted, TrainingError
+from dualtail.files import write_tensors
 
 PROGRAM = Path(__file__).with_name("killable_run.py")
 
@@ -40,7 +50,7 @@ def test_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     whole = start(tmp_path, "whole.safetensors", 0.0)
     whole.communicate()
     assert whole.returncode == 0
-    (tmp_path / "resume" / CHECKPOINT_NAME).unlink()
+    shutil.rmtree(tmp_path / "resume")
 
     # 7 batches of 8, two a step: 4 steps an epoch, 16 in all.
     killed = start(tmp_path, "resumed.safetensors", 0.05)
@@ -185,7 +195,7 @@ def test_the_checkpoint_keeps_its_form(tmp_path: Path) -> None:
             progress=Press(3),
             evaluate=lambda _: {"macro": 0.0},
         )
-    tensors, header = read_checkpoint(tmp_path)
+    tensors, header, _ = read_checkpoint(tmp_path)
     assert set(header) == {
         *(
             "format_version",
@@ -206,3 +216,102 @@ def test_the_checkpoint_keeps_its_form(tmp_path: Path) -> None:
         *("weight.head.bias", "optimizer.momentum_buffer.head.bias", "average.head.bias"),
         *("buffer.norm.running_mean", "buffer.norm.running_var", "buffer.norm.num_batches_tracked"),
     }
+
+
+# Two checkpoints with checksums.
+
+
+def two_checkpoints(directory: Path) -> None:
+    for step in (1, 2):
+        tensors = {
+            "weight": torch.full((5, 3), float(step)),
+            "unit": torch.tensor(step),
+            "none": torch.empty(0),
+        }
+        write_checkpoint(directory, tensors, {"step": step, "identity": "a"})
+
+
+def test_any_bit_that_changes_is_found_and_the_one_before_is_read(tmp_path: Path) -> None:
+    two_checkpoints(tmp_path)
+    path = tmp_path / CHECKPOINT_NAME
+    whole = path.read_bytes()
+    assert read_checkpoint(tmp_path).header["step"] == 2
+    wrong = []
+    for place in range(len(whole)):
+        bit = place % 8
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << bit)]) + whole[place + 1 :])
+        kept = read_checkpoint(tmp_path)
+        if (kept.header["step"], kept.tensors["weight"][0, 0].item()) != (1, 1.0) or str(
+            path
+        ) not in kept.note:
+            wrong.append((place, bit))
+    assert wrong == []
+    assert len(whole) > 400
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x00" * 100, b"{" * 100, None])
+def test_two_damaged_checkpoints_are_one_line(tmp_path: Path, damage: bytes | None) -> None:
+    two_checkpoints(tmp_path)
+    for name in (CHECKPOINT_NAME, BEFORE_NAME):
+        (tmp_path / name).unlink()
+        (tmp_path / name).mkdir() if damage is None else (tmp_path / name).write_bytes(damage)
+    with pytest.raises(TrainingError, match=r"the checkpoint cannot be read .*; delete .* to start over"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_run_goes_on_from_the_one_before_and_ends_with_the_same_bits(tmp_path: Path) -> None:
+    whole, fresh = TinyClassifier(), TinyClassifier()
+    settings = SETTINGS.changed(checkpoint_steps=2)
+    train(whole, settings=settings)
+    with pytest.raises(Interrupted):
+        train(TinyClassifier(), tmp_path, settings=settings, progress=Press(9))
+    path = tmp_path / CHECKPOINT_NAME
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(Interrupted):  # stopped at once: what is saved then must not push the good one out
+        train(TinyClassifier(), tmp_path, settings=settings, progress=Press(10))
+    for name in (CHECKPOINT_NAME, BEFORE_NAME):
+        if (tmp_path / name).exists():
+            assert read_checkpoint(tmp_path).note == ""
+    result = train(fresh, tmp_path, settings=settings)
+    assert result.resumed_from == 10
+    assert same_bits(state_of(whole), state_of(fresh))
+
+
+def test_a_checkpoint_without_a_checksum_goes_on(tmp_path: Path) -> None:
+    """As earlier versions wrote them."""
+    whole, fresh = TinyClassifier(), TinyClassifier()
+    train(whole)
+    with pytest.raises(Interrupted):
+        train(TinyClassifier(), tmp_path, progress=Press(5))
+    tensors, header, _ = read_checkpoint(tmp_path)
+    text = json.dumps({**header, "format_version": 1})
+    write_tensors(tmp_path / CHECKPOINT_NAME, tensors, {"dualtail": text})
+    result = train(fresh, tmp_path)
+    assert result.resumed_from == 5
+    assert same_bits(state_of(whole), state_of(fresh))
+
+
+def test_a_checkpoint_of_another_version_is_refused_not_taken_for_damaged(tmp_path: Path) -> None:
+    two_checkpoints(tmp_path)
+    write_tensors(tmp_path / CHECKPOINT_NAME, {}, {"dualtail": json.dumps({"format_version": 3})})
+    with pytest.raises(TrainingError, match="has format version 3, not 2; delete"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_kill_between_the_two_renames_leaves_the_one_before(tmp_path: Path, monkeypatch) -> None:
+    two_checkpoints(tmp_path)
+    replace, calls = os.replace, []
+
+    def killed(source: object, target: object) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr("dualtail.files.os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(tmp_path, {"weight": torch.ones(1)}, {"step": 3})
+    assert read_checkpoint(tmp_path).header["step"] == 2
+    assert read_checkpoint(tmp_path).note == ""

@@ -122,3 +122,5 @@ class TestPrecision:
             resolve_precision("fp16", self.CPU)
         with pytest.raises(InputError, match="device tpu7: cannot be used"):
             resolve_device("tpu7")
+        with pytest.raises(InputError, match="device meta: computes nothing"):
+            resolve_device("meta")

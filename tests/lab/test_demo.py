@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from dualtail.errors import DataError
 from dualtail.files import read_json
 from dualtail.lab import demo
 from dualtail.lab.demo import RECIPE_FILE, control_recipe, demo_recipe, tell_demo
 from dualtail.lab.embedded import DIFFERENT, SAME_PRIOR, embedded_world
 from dualtail.lab.tune import BATCH, EPOCHS, LEARNING_RATE, WIDTH
+from dualtail.runs.directory import RunDirectory
 from dualtail.runs.members import plan_members
 from dualtail.runs.recipe_file import read_recipe
 
@@ -48,10 +50,10 @@ def test_the_demo_is_reproduced_to_the_digit(monkeypatch, tmp_path) -> None:
     for name in ("run", "controls"):
         metrics = [read_json(tmp_path / place / name / "adjusted" / "metrics.json") for place in ("a", "b")]
         assert metrics[0] == metrics[1]
-    stages = (tmp_path / "a" / "run" / "stages.json").read_text()
+    stages = RunDirectory.read(tmp_path / "a" / "run").records.read()
     resumed = list(tell_demo(tmp_path / "a"))
     assert resumed[:-1] == first[:-1]
-    assert (tmp_path / "a" / "run" / "stages.json").read_text() == stages  # nothing was done twice
+    assert RunDirectory.read(tmp_path / "a" / "run").records.read() == stages  # nothing was done twice
 
     task, priors, zero_shot, members, controls, _ = first
     assert f"{embedded_world().classes} classes" in task.text
@@ -60,3 +62,10 @@ def test_the_demo_is_reproduced_to_the_digit(monkeypatch, tmp_path) -> None:
     assert members.rows[-1][0] == "backdoor-adjusted"
     assert [len(row) for row in controls.rows] == [5] * 5
     assert re.search(r"[+-]\d+\.\d points \[", controls.text)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(DataError, match="the folder holds something else; name a new or an empty folder"):
+        next(tell_demo(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

@@ -6,7 +6,9 @@ that has no row, and is not excused in ``EXCUSED``, fails ``test_every_public_fu
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -585,6 +587,111 @@ def test_values_that_are_not_finite_are_refused(case, value):
         with pytest.raises(InputError, match=r"not finite|hold -?(inf|nan)") as error:
             answer(case, change(DATA, (name,), lambda array: with_entry(array, value)))
         assert "\n" not in str(error.value)
+
+
+def unaligned(array: np.ndarray) -> np.ndarray:
+    return np.frombuffer(b"x" + array.tobytes(), np.uint8)[1:].view(array.dtype).reshape(array.shape)
+
+
+# The same numbers, as arrays of other layouts and types hold them.
+LAYOUTS = {
+    "reversed": lambda a: a.numpy()[::-1].copy()[::-1],
+    "reversed in both": lambda a: np.flip(np.flip(a.numpy()).copy()),
+    "every second": lambda a: a.numpy().repeat(2, axis=0)[::2],
+    "swapped bytes": lambda a: a.numpy().astype(a.numpy().dtype.newbyteorder(">")),
+    "Fortran": lambda a: np.asfortranarray(a.numpy()),
+    "unaligned": lambda a: (
+        np.frombuffer(b"x" + a.numpy().tobytes(), np.uint8)[1:].view(a.numpy().dtype).reshape(a.shape)
+    ),
+    "masked, none hidden": lambda a: np.ma.MaskedArray(a.numpy()),
+    "lists": lambda a: a.tolist(),
+    "tuple of arrays": lambda a: tuple(a.numpy()),
+    "list of tensors": lambda a: list(a),
+    "parameter": lambda a: torch.nn.Parameter(a.clone(), requires_grad=a.is_floating_point()),
+}
+# What is more than an array of plain numbers: understood, or refused in one line.
+STRANGE = {
+    "longdouble": lambda a: a.numpy().astype(np.longdouble),
+    "objects": lambda a: a.numpy().astype(object),
+    "texts": lambda a: a.numpy().astype(str),
+    "sparse": lambda a: a.to_sparse(),
+    "lists of mixed types": lambda a: [*a.tolist()[:-1], "x"],
+    "lists with None": lambda a: [*a.tolist()[:-1], None],
+}
+NONSENSE = {
+    "hidden entries": lambda a: np.ma.MaskedArray(a.numpy(), mask=a.numpy() == a.numpy().flat[0]),
+    "meta": lambda a: a.to("meta"),
+    "0-d": lambda a: a.flatten()[0],
+    "a number": lambda a: 3,
+    "0-d object": lambda a: np.array(object()),
+    "text": lambda a: "cat",
+    "bytes": lambda a: b"cat",
+    "mapping": lambda a: {"a": 1},
+    "function": lambda a: len,
+    "ragged": lambda a: [[1.0, 2.0], [3.0]],
+    "dates": lambda a: np.full(a.shape, np.datetime64("2020-01-01")),
+    "records": lambda a: np.zeros(len(a), dtype=[("x", "f8"), ("y", "f8")]),
+    "huge numbers": lambda a: [[10**400] * CLASSES] * len(a),
+    "truths": lambda a: a > 0,
+    "complex": lambda a: a.numpy().astype(complex),
+}
+
+
+@functools.cache
+def plain_answer(case: Case) -> dict[str, np.ndarray]:
+    return answer(case, DATA)
+
+
+@cases_where(lambda case: case.reads)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_do_not_matter(case, layout):
+    for name in case.reads:
+        assert_same(
+            answer(case, change(DATA, (name,), LAYOUTS[layout])), plain_answer(case), tolerance_of(case)
+        )
+
+
+@cases_where(lambda case: case.reads)
+@pytest.mark.parametrize("kind", STRANGE)
+def test_strange_arrays_are_understood_or_refused(case, kind):
+    for name in case.reads:
+        with contextlib.suppress(InputError):
+            assert_same(
+                answer(case, change(DATA, (name,), STRANGE[kind])), plain_answer(case), tolerance_of(case)
+            )
+
+
+@cases_where(lambda case: case.reads)
+@pytest.mark.parametrize("kind", NONSENSE)
+def test_what_is_no_array_of_numbers_is_refused(case, kind):
+    for name in case.reads:
+        with pytest.raises(InputError) as error:
+            answer(case, change(DATA, (name,), NONSENSE[kind]))
+        assert "\n" not in str(error.value)
+
+
+@cases_where(lambda case: set(case.reads) & {"labels", "bank_labels"})
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int8", ">u2", ">i8"])
+def test_labels_are_whole_numbers_of_any_type(case, dtype):
+    as_numpy = change(DATA, ("labels", "bank_labels"), lambda labels: labels.numpy().astype(dtype))
+    assert_same(answer(case, as_numpy), plain_answer(case), tolerance_of(case))
+    if dtype[0] != ">":
+        as_torch = change(DATA, ("labels", "bank_labels"), lambda labels: labels.to(getattr(torch, dtype)))
+        assert_same(answer(case, as_torch), plain_answer(case), tolerance_of(case))
+
+
+@cases_where(lambda case: {"labels", "bank_labels"} & set(case.reads))
+@pytest.mark.parametrize("value", [2**63, 2**64 - 1])
+def test_labels_beyond_int64_are_refused(case, value):
+    for name in {"labels", "bank_labels"} & set(case.reads):
+
+        def beyond(labels):
+            wide = labels.numpy().astype(np.uint64)
+            wide[3] = value
+            return wide
+
+        with pytest.raises(InputError):
+            answer(case, change(DATA, (name,), beyond))
 
 
 BAD_SCORES = {

@@ -463,6 +463,30 @@ def test_an_unknown_setting_of_a_model_config_is_named(tmp_path: Path) -> None:
     refused(f"open_clip:{tmp_path}", "wdith", weights="random")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vision": {"width": 0}},
+        {"vision": {"width": -64}},
+        {"vision": {"patch_size": 0}},
+        {"vision": {"image_size": 0}},
+        {"vision": {"head_width": 0}},
+        {"vision": {"layers": "two"}},
+        {"text": {"heads": 0}},
+        {"text": {"vocab_size": -1}},
+        {"embed_dim": "wide"},
+    ],
+    ids=str,
+)
+def test_sizes_that_no_architecture_has_are_one_line(tmp_path: Path, change: dict) -> None:
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": tiny.config(**change), "preprocess_cfg": {}})
+    )
+    with pytest.raises(BackboneError) as caught:
+        load_backbone(f"open_clip:{tmp_path}", weights="random")
+    assert "\n" not in str(caught.value)
+
+
 def test_images_that_are_not_square_are_refused(tmp_path: Path) -> None:
     folder = tiny.write_folder(tmp_path, tiny.config(vision={"image_size": [32, 16]}))
     refused(f"open_clip:{folder}", "32x16", "square")

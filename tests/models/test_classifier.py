@@ -150,6 +150,15 @@ def test_parts_that_do_not_belong_together_are_refused(vit: Backbone) -> None:
         Classifier(vit, tuner, build_head("cosine", 32, 3), ["cat", "dog", "cat"])
 
 
+@pytest.mark.parametrize("part", ["head_options", "tuner_options", "text_tuner_options"])
+@pytest.mark.parametrize("name", ["name", "num_classes", "backbone"])
+def test_options_that_the_classifier_gives_itself_are_refused(vit: Backbone, part: str, name: str) -> None:
+    """They may come from a file, and would be a second value of the same argument."""
+    tuned = {"text_tuner": "lora", "head": "text"} if part == "text_tuner_options" else {}
+    with pytest.raises(InputError, match=f"'{name}' is no option"):
+        build_classifier(vit, ["cat", "dog"], **tuned, **{part: {name: 1}})
+
+
 def test_a_refused_classifier_leaves_the_backbone_free(vit: Backbone) -> None:
     for wrong in (
         {"head": "cosin"},

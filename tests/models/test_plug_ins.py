@@ -128,7 +128,7 @@ def test_plug_ins_stand_in_the_table() -> None:
             {"tower": "text"},
             "here: the tuner 'lora' has no option 'tower'; it takes rank, ",
         ),
-        (check_tuner_options, "lora", {"blocks": 3}, "here: blocks is 3; give a list"),
+        (check_tuner_options, "lora", {"blocks": 3}, "here: blocks is 3; it should be a list"),
         (
             check_head_options,
             "sum",

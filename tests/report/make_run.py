@@ -89,13 +89,17 @@ def make_run(
     conclude(run, manifest, attribution=attribution)
     for number, member in enumerate(run.members):
         run.records.add(f"finetune/{member.name}", "inputs", [run.member(member.name).training], 3.0 + number)
+    run.finish()
     return root
 
 
 def conclude(run: RunDirectory, manifest: Manifest, *, attribution: bool = False) -> None:
     """Write what a run concludes from its logits, as its stages do."""
     names = [member.name for member in run.members]
-    write_json(run.adjusted.weights, {"members": names, **choose_member_prior(run).to_dict()})
+    write_json(
+        run.adjusted.weights, {"members": names, **choose_member_prior(run, manifest.class_names).to_dict()}
+    )
+    run.records.add("adjust", "inputs", [run.adjusted.weights], 1.5)
     if attribution:
         keys = [("zero_shot", plan.name) for plan in run.backbones if run.has_text(plan)]
         keys += [("member", name) for name in names]
@@ -106,7 +110,6 @@ def conclude(run: RunDirectory, manifest: Manifest, *, attribution: bool = False
         data={"fingerprint": "f" * 20, "root": str(manifest.root), "splits": manifest.split_sizes},
         seeds=[member.seed for member in run.members],
     )
-    run.records.add("adjust", "inputs", [run.adjusted.weights], 1.5)
     run.records.add("evaluate", "inputs", write_evaluation(run, manifest, "test"), 1.5)
 
 

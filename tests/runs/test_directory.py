@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dualtail.errors import RunError
+from dualtail.errors import RecipeError, RunError
 from dualtail.files import write_json
 from dualtail.runs.directory import RunDirectory
 from dualtail.runs.provenance import write_provenance
@@ -33,6 +33,17 @@ def test_a_directory_of_another_recipe_is_refused_with_both_ways_out(tmp_path: P
     )
     with RunDirectory.open(tmp_path, other, update=True):
         assert RunDirectory.read(tmp_path).recipe == other
+
+
+def test_damaged_records_and_recipes_say_what_to_do(tmp_path: Path, recipe: Recipe):
+    with RunDirectory.open(tmp_path, recipe) as run:
+        run.records.add("prior", "f1", [], 1.0)
+    run.records.path.write_text("{")
+    with pytest.raises(RunError, match="delete it and run again: every stage is then done again"):
+        RunDirectory.read(tmp_path).records.read()
+    (tmp_path / "recipe.yaml").write_text("name: [")
+    with pytest.raises(RecipeError, match="put the recipe that the run was started with in its place"):
+        RunDirectory.read(tmp_path)
 
 
 def test_what_a_killed_writer_left_is_swept(tmp_path: Path, recipe: Recipe):
@@ -95,7 +106,7 @@ def test_a_foreign_directory_is_left_alone(tmp_path: Path, recipe: Recipe):
 
 OPEN_AGAIN = """
 import sys
-from dualtail.errors import RunError
+from dualtail.errors import RecipeError, RunError
 from dualtail.runs.directory import RunDirectory
 from dualtail.runs.recipe_file import read_recipe
 try:
@@ -129,3 +140,64 @@ def test_a_newer_format_is_refused(tmp_path: Path, recipe: Recipe):
     write_json(tmp_path / "provenance.json", {**provenance, "format_version": 99})
     with pytest.raises(RunError, match="format 99"):
         RunDirectory.read(tmp_path)
+
+
+LINKS = [
+    "backbones",
+    "members",
+    "adjusted",
+    "resume",
+    "events",
+    "events/clip",
+    "recipe.yaml",
+    ".lock",
+    "members/clip/x.json",
+]
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_directory_with_links_is_refused_before_anything_is_written(
+    tmp_path: Path, recipe: Recipe, name: str
+):
+    """Else files elsewhere would be written and deleted under the run's names."""
+    elsewhere = tmp_path / "precious"
+    if folder := not name.endswith((".yaml", ".lock", ".json")):
+        elsewhere.mkdir()
+        (elsewhere / "kept").write_text("mine")
+    else:
+        elsewhere.write_text("mine")
+    root = tmp_path / "run"
+    RunDirectory.open(root, recipe).close()
+    link = root / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(elsewhere)
+    with pytest.raises(RunError, match="is a symbolic link") as caught:
+        RunDirectory.open(root, recipe, update=True)
+    assert str(link) in str(caught.value)
+    assert ((elsewhere / "kept") if folder else elsewhere).read_text() == "mine"
+
+
+def test_a_run_directory_may_be_a_link_itself(tmp_path: Path, recipe: Recipe):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    RunDirectory.open(tmp_path / "run", recipe).close()
+    assert (tmp_path / "disk" / "asked.yaml").is_file()
+
+
+def test_results_of_older_records_are_computed_anew_only_when_asked(tmp_path: Path, recipe: Recipe):
+    RunDirectory.open(tmp_path, recipe).close()
+    row = {"inputs": "0", "outputs": ["provenance.json"], "seconds": 1.0, "finished": "2026-01-01"}
+    write_json(tmp_path / "stages.json", {"features/a": row})
+    with pytest.raises(RunError, match="made by an older dualtail"):
+        RunDirectory.open(tmp_path, recipe)
+    RunDirectory.open(tmp_path, recipe, update=True).close()
+
+
+@pytest.mark.parametrize("unit", ["..", ".", "../x", "a/../../b"])
+def test_a_unit_is_one_name(tmp_path: Path, recipe: Recipe, unit: str):
+    RunDirectory.open(tmp_path, recipe).close()
+    row = {"inputs": "0", "outputs": {}, "seconds": 1.0, "finished": "2026-01-01"}
+    write_json(tmp_path / "stages.json", {f"finetune/{unit}": row})
+    with pytest.raises(RunError, match=r"stages\.json"):
+        RunDirectory.read(tmp_path).records.read()

@@ -38,14 +38,14 @@ class Squares(Stage):
 
     name, title = "squares", "squaring"
     asked: Sequence[str] = ("a", "b", "c")
-    version = "1"
+    seen = "1"
     extra = False
 
     def units(self) -> Sequence[str]:
         return self.asked
 
     def inputs(self, unit: str) -> str:
-        return f"{unit}{self.version}"
+        return f"{unit}{self.seen}"
 
     def outputs(self, unit: str) -> Sequence[Path]:
         return [self.context.run.root / "squares" / f"{unit}.json"]
@@ -94,7 +94,7 @@ def files(context: RunContext) -> list[str]:
 def test_units_are_done_one_by_one_or_in_one_pass(context: RunContext):
     assert make(context) == ["squaring: a", "squaring: b", "squaring: c"]
     assert make(context) == ["(squaring: a)", "(squaring: b)", "(squaring: c)"]
-    assert make(context, together=True, version="2", manner=" at once") == ["squaring at once: a, b, c"]
+    assert make(context, together=True, seen="2", manner=" at once") == ["squaring at once: a, b, c"]
     assert make(context, asked=ONCE) == ["squaring"]
     assert list(context.run.records.read()) == ["squares"]
 
@@ -130,7 +130,7 @@ def test_what_the_recipe_no_longer_has_is_forgotten_with_its_leftovers(context: 
 def test_files_that_a_unit_no_longer_has_are_deleted(context: RunContext):
     make(context, extra=True)
     assert len(files(context)) == 6
-    make(context, version="2")
+    make(context, seen="2")
     assert files(context) == ["a.json", "b.json", "c.json"]
 
 
@@ -144,7 +144,7 @@ def stopped(context: RunContext, monkeypatch: pytest.MonkeyPatch, where: str) ->
     with monkeypatch.context() as patch:
         patch.setattr(Squares, where, stop)
         with pytest.raises(KeyboardInterrupt):
-            make(context, version="2")
+            make(context, seen="2")
     return list(context.run.records.read())
 
 
@@ -189,3 +189,58 @@ def test_stages_have_names_of_their_own_and_say_what_they_are():
         "zero_shot", "prior", "finetune", "logits", "adjust", "evaluate", "attribution",
     ]  # fmt: skip
     assert all(stage.title and stage.__doc__ for stage in STAGES)
+
+
+def test_nobody_overwrites_what_a_record_still_vouches_for(
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
+):
+    """All processes meet between the record's withdrawal and the work, which others than the first one may begin."""
+    done: list[str] = []
+    stage = Squares(context)
+    for owner, name in (
+        (type(context.run.records), "withdraw"),
+        (ProcessGroup, "wait"),
+        (Squares, "compute"),
+    ):
+        real = getattr(owner, name)
+
+        def told(*given: Any, real: Any = real, name: str = name) -> Any:
+            done.append(name)
+            return real(*given)
+
+        monkeypatch.setattr(owner, name, told)
+    run_stage(stage, context)
+    first = done.index("withdraw")
+    assert done[first : first + 3] == ["withdraw", "wait", "compute"]
+
+
+def test_a_file_that_is_not_as_it_was_written_is_named_and_its_unit_done_again(context: RunContext):
+    make(context)
+    path = context.run.root / "squares" / "b.json"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"b", b"c"))  # of the same size
+    notes: list[str] = []
+    context.observer.note = notes.append  # type: ignore[method-assign]
+    assert make(context) == ["(squaring: a)", "(squaring: c)", "squaring: b"]
+    assert notes == ["squares/b.json does not hold what was written: squaring: b is done again"]
+    assert path.read_bytes() == content
+
+
+def test_what_was_made_from_a_unit_is_made_again_where_that_was_repaired(context: RunContext):
+    make(context)
+    after = Squares(context)
+    after.asked = ("after",)
+    key = "other/after"
+    written = after.outputs("after")
+    write_json(written[0], {})
+    records = context.run.records
+    records.add(key, "f", written, 1.0, sources=["squares/a"])
+    assert records.is_done(key, "f", written)
+    make(
+        context, asked=("a",), seen="2"
+    )  # other inputs: then the fingerprint of what was made from it decides
+    assert records.is_done(key, "f", written)
+    make(context, asked=("a",), extra=True, seen="1")  # made again from the same inputs, with another content
+    assert not records.is_done(key, "f", written)
+    records.withdraw(["squares/a"])
+    assert not records.is_done(key, "f", written)

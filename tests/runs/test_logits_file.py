@@ -76,3 +76,23 @@ def test_files_of_other_samples_are_refused_however_many_they_are(run: RunDirect
         with pytest.raises(RunError, match=f"{path}: its test images are not those of the other members"):
             RunLogits(run, "test")
         path.write_bytes(before)
+
+
+def test_equal_logits_are_equal_files(tmp_path: Path):
+    written = set()
+    for number in range(8):
+        path = tmp_path / f"{number}.safetensors"
+        write_logits(path, {"test": split(2, ("x", "y"))}, ["cat", "dog", "owl", "elk"])
+        written.add(path.read_bytes())
+    assert len(written) == 1
+
+
+def test_logits_of_other_classes_or_another_order_are_refused(tmp_path: Path):
+    path = tmp_path / "logits.safetensors"
+    write_logits(path, {"test": split(2, ("x", "y"))}, ["cat", "dog", "owl", "elk"])
+    assert LogitsFile(path, "test", ("cat", "dog", "owl", "elk")).num_classes == 4
+    for names in (["dog", "cat", "owl", "elk"], ["cat", "dog", "owl", "emu"]):
+        with pytest.raises(RunError, match="is of other classes than the run, or of these in another order"):
+            LogitsFile(path, "test", names)
+    write_logits(path, {"test": split(2, ("x", "y"))})  # as older runs did
+    assert LogitsFile(path, "test", ["cat", "dog", "owl", "elk"]).sample_ids == ("x", "y")

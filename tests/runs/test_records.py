@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from dualtail.errors import RunError
 from dualtail.files import write_json
 from dualtail.runs.records import StageRecords
 
@@ -80,6 +82,61 @@ def test_older_records_do_not_say_how_many_units_their_time_is_of(tmp_path: Path
     records.add("logits/a", "f1", [], 1.5, units=3)
     assert records.read()["logits/a"].units == 3
     content = json.loads(records.path.read_text())
-    del content["logits/a"]["units"]
+    del content["logits/a"]["units"], content["logits/a"]["seal"]
+    content["logits/a"]["outputs"] = []
     write_json(records.path, content)
     assert records.read()["logits/a"].units is None
+
+
+def test_a_file_of_the_same_size_and_time_is_known_by_its_content(tmp_path: Path):
+    records = StageRecords(tmp_path)
+    (path,) = write(tmp_path, "a/x")
+    before = path.stat()
+    records.add("prior/a", "f1", [path], 1.0)
+    assert records.verify(path) == path
+    path.write_text("[]\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    with pytest.raises(
+        RunError, match=r"a/x: does not hold what the run wrote.*'dualtail run' .* makes it again"
+    ):
+        records.verify(path)
+    assert not records.is_done("prior/a", "f1", [path])
+    path.unlink()
+    assert records.has(path)
+    with pytest.raises(RunError, match="a/x: is missing"):
+        records.verify(path)
+    assert records.verify(tmp_path / "of_nobody") == tmp_path / "of_nobody"
+    assert not records.has(tmp_path / "of_nobody")
+
+
+def test_a_file_is_hashed_once_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    records = StageRecords(tmp_path)
+    (path,) = write(tmp_path, "a/x")
+    records.add("prior/a", "f1", [path], 1.0)
+
+    def read(*_: object) -> None:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr("builtins.open", read)
+    for _ in range(3):
+        assert records.is_done("prior/a", "f1", [path])
+        records.verify(path)
+
+
+def test_the_run_is_whole_until_a_stage_writes_something_else(tmp_path: Path):
+    records = StageRecords(tmp_path)
+    (path,) = write(tmp_path, "a/x")
+    records.add("prior/a", "f1", [path], 1.0)
+    assert not records.closed
+    records.close([])
+    assert records.closed
+    assert records.is_whole
+    assert "run" not in records.read()
+    records.withdraw(["prior/a"])
+    assert records.is_whole  # the files are still those
+    write_json(path, [1])
+    records.add("prior/a", "f2", [path], 1.0)
+    assert not records.is_whole
+    records.close([])
+    assert records.is_whole

@@ -12,16 +12,19 @@ from dualtail.cli.run_ import RecipeArgument, SetOption
 def check(
     recipe: RecipeArgument,
     set_: SetOption = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Decode every image, as slow as one epoch.")] = False,
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="Decode every image, as slow as one epoch."),
+    ] = False,
 ) -> None:
     """List every fault of a recipe and its data at once, and say what the run would train, store and cost.
 
     Exits with 2 if the recipe cannot run.
     """
     from rich.console import Console
-    from rich.markup import escape
 
     from dualtail.cli.console import ConsoleObserver
+    from dualtail.report.words import shown
     from dualtail.runs.check import check_recipe
 
     observer = ConsoleObserver()
@@ -31,15 +34,15 @@ def check(
         observer.close()
     console = Console(highlight=False, soft_wrap=True)
     for name, fact in result.facts:
-        console.print(f"[bold]{escape(name)}[/bold]: {escape(fact)}")
+        console.print(f"[bold]{shown(name)}[/bold]: {shown(fact)}")
     for warning in result.warnings:
-        console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
+        console.print(f"[yellow]warning:[/yellow] {shown(warning)}")
     for fault in result.faults:
-        console.print(f"[red]fault:[/red] {escape(fault)}")
+        console.print(f"[red]fault:[/red] {shown(fault)}")
     faults, warnings = len(result.faults), len(result.warnings)
     verdict = "cannot run" if faults else "can run"
     console.print(
-        f"{recipe} {verdict}: {faults} fault{'s' * (faults != 1)}, {warnings} warning{'s' * (warnings != 1)}"
+        f"{shown(recipe)} {verdict}: {faults} fault{'s' * (faults != 1)}, {warnings} warning{'s' * (warnings != 1)}"
     )
     if faults:
         raise typer.Exit(2)

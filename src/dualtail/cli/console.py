@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dualtail.report.words import shown
 from dualtail.runs.observer import Observer
 
 PLAIN_SECONDS = 15.0  # between two progress lines where there is no terminal
@@ -32,13 +32,13 @@ class ConsoleObserver(Observer):
         self._end_bar()
         self._printed = time.monotonic()
         if not self.quiet:
-            self.console.print(f"[bold]{escape(title)}[/bold]")
+            self.console.print(f"[bold]{shown(title)}[/bold]")
 
     def skipped(self, title: str) -> None:
         """Say that a stage's results are there."""
         self._end_bar()
         if not self.quiet:
-            self.console.print(f"[dim]{escape(title)}: up to date[/dim]")
+            self.console.print(f"[dim]{shown(title)}: up to date[/dim]")
 
     def finished(self, title: str, seconds: float) -> None:
         """Say how long a stage took."""
@@ -49,7 +49,7 @@ class ConsoleObserver(Observer):
     def note(self, text: str) -> None:
         """Print a note, above the bar if there is one."""
         console = self._bar.console if self._bar else self.console
-        console.print(f"  [yellow]note:[/yellow] {escape(text)}", soft_wrap=True)
+        console.print(f"  [yellow]note:[/yellow] {shown(text)}", soft_wrap=True)
 
     def progress(self, done: int, total: int, text: str = "") -> None:
         """Move the bar, or print a line now and then."""
@@ -63,10 +63,10 @@ class ConsoleObserver(Observer):
                 )  # fmt: skip
                 self._bar.add_task("", total=total)
                 self._bar.start()
-            self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=escape(text))
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=shown(text))
         elif time.monotonic() - self._printed >= PLAIN_SECONDS:
             self._printed = time.monotonic()
-            self.console.print(f"  {done}/{total} {escape(text)}", soft_wrap=True)
+            self.console.print(f"  {done}/{total} {shown(text)}", soft_wrap=True)
 
     def close(self) -> None:
         """Leave the terminal as it was."""

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dualtail.errors import printable
+
 app = typer.Typer(no_args_is_help=True, help="Write data sets that need no download.")
 
 
@@ -28,4 +30,4 @@ def digits(
     for split in ("train", "val", "test"):
         counts = manifest.counts(split)
         print(f"{split:5} {counts.sum():5d} images, {counts.min()} to {counts.max()} a class")
-    print(f"written to {directory}")
+    print(printable(f"written to {directory}"))

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dualtail.errors import printable
+
 
 def demo(
     directory: Annotated[
@@ -30,20 +32,21 @@ def demo(
     finally:
         observer.close()
     page = write_page([directory / RUN, directory / CONTROLS], directory / "report.html")
-    print(f"report: {page}")
+    print(printable(f"report: {page}"))
 
 
 def _show(console, title: str, text: str, rows: tuple[tuple[str, ...], ...]) -> None:  # type: ignore[no-untyped-def]
-    from rich.markup import escape
     from rich.table import Table
 
-    console.print(f"\n[bold]{escape(title)}[/bold]")
-    console.print(escape(text), width=min(console.width, 100))
+    from dualtail.report.words import shown
+
+    console.print(f"\n[bold]{shown(title)}[/bold]")
+    console.print(shown(text, keep="\n"), width=min(console.width, 100))
     if rows:
         table = Table(box=None, padding=(0, 2), header_style="dim")
         for number, head in enumerate(rows[0]):
             table.add_column(head, justify="left" if number == 0 else "right")
         for row in rows[1:]:
-            table.add_row(*map(escape, row))
+            table.add_row(*map(shown, row))
         console.print(table)
     console.print()

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dualtail.errors import printable
+
 PAGE_WORLDS = 5
 
 app = typer.Typer(
@@ -47,7 +49,7 @@ def pretrain(
     finally:
         observer.close()
     for folder in folders:
-        print(f"open_clip:{folder}")
+        print(printable(f"open_clip:{folder}"))
 
 
 @app.command("data")
@@ -67,7 +69,7 @@ def data(
         counts = manifest.counts(split)
         print(f"{split:5} {counts.sum():5d} images, {counts.min()} to {counts.max()} a class")
     print(f"a classifier that sees every factor exactly: {100 * content.bayes_accuracy:.1f} % of test")
-    print(f"written to {out}")
+    print(printable(f"written to {out}"))
 
 
 @app.command("study")
@@ -117,6 +119,6 @@ def study(
                 print(section.to_markdown())
             else:
                 write_section(docs, section)
-                print(f"{key}: written to {docs}")
+                print(printable(f"{key}: written to {docs}"))
     finally:
         observer.close()

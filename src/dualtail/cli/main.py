@@ -10,7 +10,9 @@ import typer
 
 from dualtail import __version__
 from dualtail.cli import check, data, demo, lab, predict, report, run_
-from dualtail.errors import DualtailError, Interrupted
+from dualtail.engine.stop import GracefulStop
+from dualtail.errors import DualtailError, Interrupted, printable
+from dualtail.files import file_error
 
 # Typer carries its own click or uses the installed one, depending on its version; either way these are its errors.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -19,6 +21,7 @@ ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 # These keep what they finished.
 RESUMED = ("run", "demo", "lab")
 _INTERRUPTED = 130
+_SIGNALLED = 128  # and the number of the signal: a shell's own way to tell
 
 app = typer.Typer(
     name="dualtail",
@@ -59,10 +62,13 @@ def run() -> None:
     # Loader workers and torch's threads share the cores: threads that wait by spinning cost several times the speed.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command = typer.main.get_command(app)
+    stop = GracefulStop()
     try:
-        code = command.main(standalone_mode=False, prog_name="dualtail")
+        with stop, stop.at_once():
+            code = command.main(standalone_mode=False, prog_name="dualtail")
+            sys.stdout.flush()  # on a full disk it fails, and here that is a line
     except Interrupted as error:
-        sys.exit(_say(str(error), _INTERRUPTED))
+        sys.exit(_say(str(error), _SIGNALLED + error.signal))
     except DualtailError as error:
         sys.exit(_say(f"error: {error}", 2))
     except ClickException as error:
@@ -70,15 +76,22 @@ def run() -> None:
         sys.exit(_say(f"error: {line}", 2) if line else 2)  # empty where the help was printed in its place
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
+    except RuntimeError as error:
+        from dualtail.process_group import is_lost_process
+
+        if not is_lost_process(error):
+            raise
+        sys.exit(_say("error: another process of this run ended; start all of them again to go on", 2))
     except BrokenPipeError:
         # The reader of our output went away (`| head`); a second failure at exit is avoided by a closed stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
         # A full disk, a directory without permission: the user's to mend. Results are written whole or not at all.
-        sys.exit(_say(f"error: {error.filename or 'a file'}: {error.strerror or error}", 2))
+        sys.exit(_say(f"error: {file_error('a file or the output', error)}", 2))
     if code == _INTERRUPTED:  # Typer returns it in place of a KeyboardInterrupt
         resumed = sys.argv[1:2] and sys.argv[1] in RESUMED
+        code = _SIGNALLED + stop.number
         _say("stopped; the same command goes on where it was" if resumed else "stopped", code)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -95,5 +108,5 @@ def _usage_line(error: Any) -> str:
 def _say(line: str, code: int) -> int:
     # Of several processes any one may be the first to meet a fault.
     several = f"[process {os.environ.get('RANK')}] " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
-    print(several + " ".join(line.split()), file=sys.stderr)
+    print(several + printable(" ".join(line.split())), file=sys.stderr)
     return code

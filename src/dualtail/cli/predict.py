@@ -34,6 +34,15 @@ def predict(
     on_bad_image: Annotated[
         BadImage, typer.Option(help="Stop at an image that cannot be read, or leave it out.")
     ] = BadImage.error,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            "--max-pixels",
+            min=1,
+            help="Pixels of an image, at most; the recipe's limit if left out.",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Classify images with the adjusted ensemble of a run; prints the class and its probability."""
@@ -49,6 +58,7 @@ def predict(
             top=top,
             device=device,
             on_bad_image=on_bad_image.value,
+            max_pixels=max_pixels,
             observer=observer,
         )
     finally:

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from dualtail.errors import printable
+from dualtail.files import csv_cell
+from dualtail.report.words import shown
 from dualtail.runs.predict import Prediction
 
 
@@ -19,13 +21,15 @@ def print_predictions(predictions: Sequence[Prediction], format_: str) -> None:
     if format_ == "jsonl":
         for prediction in predictions:
             classes = [{"class": name, "probability": round(p, 6)} for name, p in prediction.classes]
-            print(json.dumps({"path": prediction.path, "predictions": classes}, ensure_ascii=False))
+            line = {"path": prediction.path, "predictions": classes}
+            print(printable(json.dumps(line, ensure_ascii=False)))  # its escapes are those of JSON
     elif format_ == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(["path", "rank", "class", "probability"])
         for prediction in predictions:
             for rank, (name, probability) in enumerate(prediction.classes, 1):
-                writer.writerow([prediction.path, rank, name, f"{probability:.6f}"])
+                path, class_name = (printable(csv_cell(text)) for text in (prediction.path, name))
+                writer.writerow([path, rank, class_name, f"{probability:.6f}"])
     else:
         table = Table(box=None, pad_edge=False)
         table.add_column("image", overflow="fold")
@@ -34,6 +38,6 @@ def print_predictions(predictions: Sequence[Prediction], format_: str) -> None:
         for prediction in predictions:
             for rank, (name, probability) in enumerate(prediction.classes):
                 table.add_row(
-                    "" if rank else escape(prediction.path), escape(name), f"{100 * probability:.1f} %"
+                    "" if rank else shown(prediction.path), shown(name), f"{100 * probability:.1f} %"
                 )
         Console(highlight=False).print(table)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from dualtail.errors import printable
+
 
 class Format(str, Enum):
     """What the tables are written as."""
@@ -62,4 +64,4 @@ def report(
     from dualtail.report.terminal import print_runs
 
     print_runs(runs)
-    print(f"\nreport: {write_page(runs, out, images=images)}")
+    print(printable(f"\nreport: {write_page(runs, out, images=images)}", keep="\n"))

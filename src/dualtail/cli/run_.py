@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dualtail.errors import printable
+
 RecipeArgument = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)
 ]
@@ -51,4 +53,4 @@ def run(
     if not ProcessGroup.launched().leads:
         return  # of several processes the first one speaks
     print_runs([finished.root])
-    print(f"\nreport: {write_page([finished.root], finished.report)}")
+    print(printable(f"\nreport: {write_page([finished.root], finished.report)}", keep="\n"))

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from dualtail.data.images import decode_image
+from dualtail.data.images import TooManyPixels, decode_image, open_image
 from dualtail.data.manifest import SPLITS, Manifest
 from dualtail.data.problems import Problem
 from dualtail.errors import DataError
@@ -21,6 +21,7 @@ def check_manifest(
     manifest: Manifest,
     *,
     deep: bool = False,
+    headers: bool = False,
     required_splits: Iterable[str] = ("train", "val", "test"),
     on_bad_image: Literal["error", "skip"] = "error",
     workers: int | None = None,
@@ -28,13 +29,14 @@ def check_manifest(
 ) -> list[Problem]:
     """Return every fault of a data set, errors first.
 
-    Errors: an empty split, a class without a training image, a missing or empty file; with ``deep``, an image
-    that cannot be decoded. Warnings: the same path in two splits (a leak) or twice in one, a class without an
-    image in ``val`` or ``test``.
+    Errors: an empty split, a class without a training image, a missing or empty file; with ``headers``, a file that is
+    no image or too large; with ``deep``, an image that cannot be decoded. Warnings: the same path in two splits (a
+    leak) or twice in one, a class without an image in ``val`` or ``test``.
 
     Args:
         manifest: the data.
-        deep: decode every image (as slow as one epoch) rather than look at file sizes only.
+        deep: decode every image, as slow as one epoch.
+        headers: open every image and read its header; without this and ``deep``, only the sizes of files are looked at.
         required_splits: the splits whose absence is an error.
         on_bad_image: ``"skip"`` makes a file that is missing or cannot be read a warning.
         workers: threads that read; by default as many as there are cores.
@@ -52,7 +54,13 @@ def check_manifest(
         *_split_problems(manifest, required_splits),
         *_class_problems(manifest),
         *_duplicates(manifest),
-        *_file_problems(manifest, deep, "error" if on_bad_image == "error" else "warning", workers, progress),
+        *_file_problems(
+            manifest,
+            _look_deep if deep else _look_at_header if headers else _look_at_size,
+            "error" if on_bad_image == "error" else "warning",
+            workers,
+            progress,
+        ),
     ]
     return sorted(problems, key=lambda problem: problem.severity != "error")
 
@@ -107,9 +115,25 @@ def _duplicates(manifest: Manifest) -> list[Problem]:
     return problems
 
 
+def _look_at_size(path: str, max_pixels: int) -> None:
+    if os.stat(path).st_size == 0:
+        raise DataError("the file is empty", where=path)
+
+
+def _look_at_header(path: str, max_pixels: int) -> None:
+    _look_at_size(path, max_pixels)
+    with open_image(path, max_pixels):
+        pass
+
+
+def _look_deep(path: str, max_pixels: int) -> None:
+    _look_at_size(path, max_pixels)
+    decode_image(path, max_pixels=max_pixels)
+
+
 def _file_problems(
     manifest: Manifest,
-    deep: bool,
+    look: Callable[[str, int], None],
     severity: Literal["error", "warning"],
     workers: int | None,
     progress: Progress | None,
@@ -117,27 +141,35 @@ def _file_problems(
     total = len(manifest)
     fix = "restore it or remove its row" if severity == "error" else "it will be left out"
 
-    def problem_of(row: int) -> Problem | None:
+    def fault_of(row: int) -> Problem | TooManyPixels | None:
         path = manifest.file(row)
         try:
-            if os.stat(path).st_size == 0:
-                return Problem("the file is empty", path, fix, severity)
-            if deep:
-                decode_image(path)
+            look(path, manifest.max_pixels)
+        except TooManyPixels as error:
+            return error
+        except DataError as error:
+            return Problem(error.what, error.where, error.fix or fix, severity)
         except OSError as error:
             missing = isinstance(error, FileNotFoundError)
             return Problem("there is no such file" if missing else f"{error.strerror}", path, fix, severity)
-        except DataError as error:
-            return Problem(error.what, error.where, error.fix or fix, severity)
         return None
 
-    problems = []
-    threads = (workers or os.cpu_count() or 1) if deep else 1
+    problems: list[Problem] = []
+    too_large: list[TooManyPixels] = []
+    threads = 1 if look is _look_at_size else workers or os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
-        results = pool.map(problem_of, range(total), chunksize=64) if deep else map(problem_of, range(total))
-        for done, problem in enumerate(results, 1):
-            if problem is not None:
-                problems.append(problem)
+        results = (
+            pool.map(fault_of, range(total), chunksize=64) if threads > 1 else map(fault_of, range(total))
+        )
+        for done, fault in enumerate(results, 1):
+            if isinstance(fault, TooManyPixels):
+                too_large.append(fault)
+            elif fault is not None:
+                problems.append(fault)
             if progress is not None and (done % 256 == 0 or done == total):
                 progress(done, total)
+    if too_large:  # the limit is told once, however many pass it
+        first, more = too_large[0], len(too_large) - 1
+        what = first.what + (f", and so have {more:,} more" if more else "")
+        problems.append(Problem(what, first.where, first.fix, severity))
     return problems

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
-from dualtail.data.filled_folder import about_folder, fill_folder
+from dualtail.data.filled_folder import alone_with, fill_folder
 from dualtail.data.longtail import long_tail_counts
 from dualtail.data.manifest import Manifest
+from dualtail.data.webdataset import BROKEN_ARCHIVE
 from dualtail.errors import DataError, InputError
+from dualtail.files import open_regular
 
 SOURCE = (
     "get the archive from www.cs.toronto.edu/~kriz/cifar.html, in its binary version (the others are pickles)"
 )
 GROUP_RATIO = 100  # the groups of classes are those of this ratio, whatever the ratio of the training set
 _PIXELS = 3 * 32 * 32
+_MAX_BYTES = 1 << 30  # of all that the archive holds; the larger one has 185 million
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,12 @@ CIFAR100 = Archive(
 
 
 def read_cifar10_lt(
-    root: Path, *, ratio: float = 100, seed: int = 0, images: str = "cifar-10-png", verify: bool = True
+    root: Path,
+    *,
+    ratio: Annotated[float, Field(ge=1)] = 100,
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0,
+    images: str = "cifar-10-png",
+    verify: bool = True,
 ) -> Manifest:
     """Read CIFAR-10-LT: an exponential long tail of CIFAR-10's training set, and its whole test set.
 
@@ -59,7 +70,12 @@ def read_cifar10_lt(
 
 
 def read_cifar100_lt(
-    root: Path, *, ratio: float = 100, seed: int = 0, images: str = "cifar-100-png", verify: bool = True
+    root: Path,
+    *,
+    ratio: Annotated[float, Field(ge=1)] = 100,
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0,
+    images: str = "cifar-100-png",
+    verify: bool = True,
 ) -> Manifest:
     """Read CIFAR-100-LT: an exponential long tail of CIFAR-100's training set, and its whole test set.
 
@@ -87,7 +103,7 @@ def read_cifar100_lt(
 def _read(archive: Archive, root: Path, ratio: float, seed: int, images: str, verify: bool) -> Manifest:
     if not ratio >= 1:
         raise InputError(f"ratio is {ratio}", fix="give an imbalance ratio of at least 1")
-    target = root / Path(images).expanduser()
+    target = root / os.path.expanduser(images)
     about = _unpacked(archive, root, target, verify)
     names = tuple(name.replace("_", " ") for name in about["names"])
     train, test = np.array(about["train"]), np.array(about["test"])
@@ -123,15 +139,19 @@ def _select(labels: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
 
 def _unpacked(archive: Archive, root: Path, target: Path, verify: bool) -> dict[str, list]:
     """Return names and labels of the unpacked images, unpacking them first where that has not been done."""
-    about = about_folder(target)
-    if about is not None:
-        if about.get("archive") != archive.file:
-            raise DataError(
-                "the folder holds other images",
-                where=str(target),
-                fix="name another folder with the option images",
-            )
-        return about
+    with alone_with(target) as about:
+        if about is None:
+            return _unpack(archive, root, target, verify)
+    if about.get("archive") != archive.file:
+        raise DataError(
+            "the folder holds other images",
+            where=str(target),
+            fix="name another folder with the option images",
+        )
+    return about
+
+
+def _unpack(archive: Archive, root: Path, target: Path, verify: bool) -> dict[str, list]:
     content = _binary_files(archive, root)
     names = content[archive.names].decode().split()
     if len(names) < 2:
@@ -158,18 +178,41 @@ def _binary_files(archive: Archive, root: Path) -> dict[str, bytes]:
     wanted = (*archive.train, archive.test, archive.names)
     try:
         if (root / archive.folder).is_dir():
-            return {name: (root / archive.folder / name).read_bytes() for name in wanted}
-        with tarfile.open(root / archive.file) as tar:
-            # Read in memory, by name: nothing of the archive decides where anything is written.
-            files = {name: tar.extractfile(f"{archive.folder}/{name}") for name in wanted}
-            return {name: file.read() for name, file in files.items() if file is not None}
+            return {name: _content(root / archive.folder / name) for name in wanted}
+        with open_regular(root / archive.file) as file, tarfile.open(fileobj=file) as tar:
+            return _members(tar, {f"{archive.folder}/{name}": name for name in wanted})
     except (FileNotFoundError, KeyError) as error:
         missing = getattr(error, "filename", None) or root / archive.file
         raise DataError("there is no such file, or not all of it", where=str(missing), fix=SOURCE) from None
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except BROKEN_ARCHIVE as error:
+        reason = str(error) or type(error).__name__
         raise DataError(
-            f"cannot read the archive: {error}", where=str(root / archive.file), fix=SOURCE
+            f"cannot read the archive: {reason}", where=str(root / archive.file), fix=SOURCE
         ) from None
+
+
+def _content(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read(_MAX_BYTES)
+
+
+def _members(tar: tarfile.TarFile, wanted: dict[str, str]) -> dict[str, bytes]:
+    """Return the content of the wanted files by their short names.
+
+    Read in memory, by name: nothing of the archive decides where anything is written. What it claims of sizes is
+    looked at before anything is read.
+    """
+    found: dict[str, bytes] = {}
+    for member in tar:
+        if not 0 <= member.offset_data + member.size <= _MAX_BYTES:
+            raise ValueError(f"{member.name!r} claims {member.size:,} bytes")
+        file = tar.extractfile(member) if member.name in wanted and member.isreg() else None
+        if file is not None:
+            found[wanted[member.name]] = file.read()
+    missing = [name for name in wanted.values() if name not in found]
+    if missing:
+        raise KeyError(missing[0])
+    return found
 
 
 def _records(archive: Archive, name: str, content: bytes, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

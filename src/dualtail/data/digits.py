@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from dualtail.data.filled_folder import fill_folder
 from dualtail.data.image_folder import read_folder
 from dualtail.data.longtail import long_tail_counts
 from dualtail.data.manifest import Manifest
-from dualtail.errors import InputError
+from dualtail.errors import DataError, InputError
 
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 VAL_PER_CLASS = 20
@@ -42,7 +43,9 @@ def write_digits(folder: str | Path, ratio: float = 50, seed: int = 0, size: int
 
     if size < 8:
         raise InputError(f"size is {size}", fix="give at least the 8 pixels that the digits have")
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
+    if str(folder).startswith("~"):
+        raise DataError("there is no such user's home", where=str(folder), fix="give the folder's path")
     digits = load_digits()
     rng = np.random.default_rng([seed, 0xD161])
     rows = [rng.permutation(np.flatnonzero(digits.target == label)) for label in range(10)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from dualtail.data.manifest import Manifest, read_class_names
-from dualtail.data.unpacking import Packed, file_sizes, unpack
+from dualtail.data.unpacking import Packed, file_digests, matching, unpack
 from dualtail.errors import DataError
+from dualtail.files import inside, refuse_irregular
 
 
 def read_hugging_face(
@@ -27,6 +29,7 @@ def read_hugging_face(
     label_column: str = "label",
     class_names: str | Sequence[str] | None = None,
     images: str = "images",
+    allow_outside: bool = False,
 ) -> Manifest:
     """Read an image data set of Hugging Face's hub, from its Parquet files.
 
@@ -46,6 +49,7 @@ def read_hugging_face(
         label_column: column with the labels.
         class_names: see ``read_class_names``; by default those that the files state.
         images: the folder to unpack to; relative to ``root`` or absolute.
+        allow_outside: let Parquet files lie outside ``root``.
 
     Raises:
         DataError: the data set cannot be fetched, a split or column is missing, or ``images`` holds something else.
@@ -56,11 +60,15 @@ def read_hugging_face(
         _fetch(dataset, revision, config, root)
     names = {"train": train, "val": val, "test": test}
     files = {split: _parquet_files(root, config, name) for split, name in names.items() if name is not None}
-    target = root / Path(images).expanduser()
+    for split, some in files.items() if not allow_outside else ():
+        for file in some:
+            fix = "move it there, or set data.allow_outside to true if you trust it"
+            inside(root, file.relative_to(root), where=f"split {split}", fix=fix)
+    target = root / os.path.expanduser(images)
     stated = (
         read_class_names(class_names, root) if class_names is not None else _stated_names(files, label_column)
     )
-    source = {"image": image_column, "label": label_column, "files": file_sizes(files)}
+    source = {"image": image_column, "label": label_column, "files": file_digests(files)}
     packed = {split: _parquet_rows(paths, image_column, label_column) for split, paths in files.items()}
     return unpack(target, packed, stated, source)
 
@@ -83,7 +91,7 @@ def _fetch(dataset: str, revision: str, config: str, root: Path) -> None:
 
 
 def _parquet_files(root: Path, config: str, split: str) -> list[Path]:
-    files = sorted(root.glob(f"{config}/{split}/*.parquet")) or sorted(root.glob(f"data/{split}-*.parquet"))
+    files = matching(root, f"{config}/{split}/*.parquet") or matching(root, f"data/{split}-*.parquet")
     if not files:
         raise DataError(
             f"there are no Parquet files of the split {split!r}",
@@ -95,16 +103,31 @@ def _parquet_files(root: Path, config: str, split: str) -> list[Path]:
 
 def _stated_names(files: Mapping[str, Sequence[Path]], label_column: str) -> tuple[str, ...] | None:
     """Return the class names in the files' own description of their columns, if there are any."""
-    metadata = parquet.read_schema(files["train"][0]).metadata or {}
-    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    names = features.get(label_column, {}).get("names")
+    path = files["train"][0]
+    try:
+        metadata = parquet.read_schema(path).metadata or {}
+        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        names = features.get(label_column, {}).get("names")
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(error, str(path)) from None
+    except (ValueError, AttributeError, RecursionError):
+        raise DataError(
+            "its description of the columns cannot be read", where=str(path), fix="give class_names"
+        ) from None
     return None if names is None else read_class_names(names)
+
+
+def _unreadable(error: Exception, where: str) -> DataError:
+    reason = " ".join(str(error).split())  # of Arrow's lines and traces one line
+    return DataError(f"this is no readable Parquet file: {reason}", where=where, fix="get it again")
 
 
 def _parquet_rows(files: Sequence[Path], image_column: str, label_column: str) -> Iterator[Packed]:
     for path in files:
+        row = 0
         try:
-            table = parquet.ParquetFile(path)
+            refuse_irregular(path)
+            table = parquet.ParquetFile(path, page_checksum_verification=True)
             present = table.schema_arrow.names
             for column in (image_column, label_column):
                 if column not in present:
@@ -113,7 +136,6 @@ def _parquet_rows(files: Sequence[Path], image_column: str, label_column: str) -
                         where=str(path),
                         fix="name it with the options image_column and label_column",
                     )
-            row = 0
             for batch in table.iter_batches(64, columns=[image_column, label_column]):
                 for image, label in zip(*(batch.column(i).to_pylist() for i in (0, 1)), strict=True):
                     row += 1
@@ -123,5 +145,5 @@ def _parquet_rows(files: Sequence[Path], image_column: str, label_column: str) -
                             "there is no image in the row, or no label", where=f"{path}, row {row}"
                         )
                     yield Packed(content, str(label))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"this is no readable Parquet file: {error}", where=str(path)) from None
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(error, f"{path}, after row {row}" if row else str(path)) from None

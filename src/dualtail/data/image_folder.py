@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,7 +30,8 @@ def read_folder(
 
     Classes are the sorted names of the class folders of all splits, so that a class without a training image
     is seen and named by ``check_manifest`` rather than dropped. Images may lie in subfolders of their class and
-    behind symbolic links. A root with class folders and no split folder is all training data.
+    behind symbolic links; a link to a folder that it lies in itself is left alone. A root with class folders and no
+    split folder is all training data.
 
     Args:
         root: the tree.
@@ -44,13 +46,15 @@ def read_folder(
         DataError: there is no training folder, no class folder in it, or a class folder without a name.
     """
     folders = {"train": train, "val": val, "test": test}
-    present = {split: name for split, name in folders.items() if (root / name).is_dir()}
+    top = _Folder.of(root)
+    present = {split: name for split, name in folders.items() if _is_below(root / name, top)}
     notes = []
     if "train" not in present:
         _require_flat_layout(root, folders)
         present = {"train": "."}
         notes.append("the root has no train folder: its class folders were all read as training data")
-    class_folders = {split: _class_folders(root / name) for split, name in present.items()}
+    split_folders = {split: top.entered(os.path.join(root, name)) for split, name in present.items()}
+    class_folders = {split: folder.subfolders() for split, folder in split_folders.items()}
     classes = sorted({name for names in class_folders.values() for name in names})
     if not classes:
         raise DataError(
@@ -63,7 +67,8 @@ def read_folder(
     paths, labels, splits = [], [], []
     for split in SPLITS:
         for name in class_folders.get(split, ()):
-            for path in _walk_images(os.path.join(root, present[split], name), ignored):
+            folder = split_folders[split].entered(os.path.join(root, present[split], name))
+            for path in _walk_images(folder, ignored):
                 paths.append(os.path.relpath(path, root).replace(os.sep, "/"))
                 labels.append(index_of[name])
                 splits.append(split)
@@ -110,14 +115,63 @@ def names_of_folders(
     return read_class_names([given[folder] for folder in folders])
 
 
-def _class_folders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+class _Folder(NamedTuple):
+    """A folder, and what tells it and all folders above it, as they lie and as they were entered, from others."""
+
+    path: str
+    above: frozenset[tuple[int, int]]
+
+    @classmethod
+    def of(cls, path: str | Path) -> _Folder:
+        """Return a folder that was entered from nowhere."""
+        real = Path(os.path.realpath(path))
+        return cls(os.fspath(path), frozenset(map(_identity, (real, *real.parents))))
+
+    def entered(self, path: str) -> _Folder:
+        """Return a folder that is entered from this one."""
+        if os.path.islink(path):
+            return _Folder(path, self.above | _Folder.of(path).above)
+        return _Folder(path, self.above | {_identity(path)})
+
+    def names(self) -> tuple[list[str], list[str]]:
+        """Return the sorted names of its folders and of its files, without hidden ones and links to folders above."""
+        folders, files = [], []
+        try:
+            with os.scandir(self.path) as entries:
+                for entry in (entry for entry in entries if not entry.name.startswith(".")):
+                    if not _is_folder(entry):
+                        files.append(entry.name)
+                    elif not entry.is_symlink() or _identity(entry.path) not in self.above:
+                        folders.append(entry.name)
+        except OSError as error:
+            raise DataError(f"cannot read the folder: {error.strerror}", where=self.path) from None
+        return sorted(folders), sorted(files)
+
+    def subfolders(self) -> list[str]:
+        """Return the sorted names of its folders."""
+        return self.names()[0]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # of a link that goes in circles
+        return False
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _is_below(path: Path, top: _Folder) -> bool:
+    """Whether there is such a folder, and it is no link to one above."""
+    return path.is_dir() and (not path.is_symlink() or _identity(path) not in top.above)
 
 
 def _require_flat_layout(root: Path, folders: dict[str, str]) -> None:
     """Refuse a root without a training folder unless its folders are classes, with images right in them."""
-    names = _class_folders(root)
+    names = _Folder.of(root).subfolders()
     known = {name.lower() for name in folders.values()} | _OTHER_SPLIT_NAMES
     odd = [name for name in names if name.lower() in known]
     if odd:
@@ -140,21 +194,20 @@ def _has_image(folder: Path) -> bool:
         return any(os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES for entry in entries)
 
 
-def _walk_images(folder: str, ignored: Counter[str]) -> Iterator[str]:
+def _walk_images(folder: _Folder, ignored: Counter[str]) -> Iterator[str]:
     """Yield the images below ``folder`` in sorted order and count the other files by suffix."""
-    seen = set()  # real paths, so that a symbolic link to a parent does not walk in circles
-    for current, subfolders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(current)
-        if real in seen:
-            subfolders.clear()
+    seen = set()  # so that no two links lead to the same images
+    waiting = [folder]
+    while waiting:
+        current = waiting.pop()
+        if _identity(current.path) in seen:
             continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(files):
+        seen.add(_identity(current.path))
+        subfolders, files = current.names()
+        waiting += [current.entered(os.path.join(current.path, name)) for name in reversed(subfolders)]
+        for name in files:  # hidden ones, which file managers leave behind, are not worth a word
             suffix = os.path.splitext(name)[1].lower()
-            if name.startswith("."):
-                continue  # what file managers leave behind is not worth a word
             if suffix in IMAGE_SUFFIXES:
-                yield os.path.join(current, name)
+                yield os.path.join(current.path, name)
             else:
                 ignored[suffix or "without suffix"] += 1

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from dualtail.errors import DataError
+from dualtail.files import open_regular
 
 IMAGE_SUFFIXES = frozenset(
     ("." + name)
@@ -17,8 +23,70 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 
+MAX_PIXELS = 178_956_970
+"""Pixels of an image, at most, unless a recipe says otherwise: twice the number that Pillow warns of."""
 
-def decode_image(path: str | os.PathLike[str], min_side: int | None = None) -> Image.Image:
+# A file is what its bytes say, whatever its name: an EPS would start a program, others run decoders that nobody needs.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+
+# We have a limit of our own, and tell it where it is passed; Pillow's is told again in every worker.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class TooManyPixels(DataError):
+    """An image is larger than the limit."""
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)  # AVIF depends on how Pillow was built
+
+
+@contextmanager
+def open_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """Open an image of an ordinary format and read its header; its pixels are not decoded yet.
+
+    Raises:
+        DataError: the file does not exist, is no regular file or no image, or holds more than ``max_pixels``; inside
+            the block also for whatever decoding it raises.
+    """
+    where = os.fspath(path)
+    if max_pixels > MAX_PIXELS:  # on the user's word alone
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)
+    try:
+        with open_regular(path) as file, Image.open(file, formats=_formats()) as image:
+            if image.width * image.height > max_pixels:
+                raise _too_large(where, max_pixels)
+            yield image
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError("there is no such file", where=where) from None
+    except UnidentifiedImageError:
+        raise DataError("this is no image that Pillow can read", where=where) from None
+    except Image.DecompressionBombError:
+        raise _too_large(where, 2 * (Image.MAX_IMAGE_PIXELS or 0)) from None
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # the machine's fault, not the image's
+        what = "cannot decode the image" if error.errno is None else "cannot read it"
+        raise DataError(f"{what}: {error.strerror or error}", where=where) from None
+    except MemoryError:
+        raise
+    # A broken file makes Pillow's decoders raise nearly anything: SyntaxError, struct.error, KeyError ...
+    except Exception as error:
+        raise DataError(f"cannot decode the image: {error}", where=where) from None
+
+
+def _too_large(where: str, limit: int) -> TooManyPixels:
+    fix = "make it smaller, or raise the limit: data.max_pixels of the recipe, --max-pixels of predict"
+    return TooManyPixels(f"the image has more than {limit:,} pixels", where=where, fix=fix)
+
+
+def decode_image(
+    path: str | os.PathLike[str], min_side: int | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Return the image of a file as RGB.
 
     The orientation of EXIF is applied; palettes are looked up; transparency is laid onto white; greyscale, CMYK
@@ -30,13 +98,14 @@ def decode_image(path: str | os.PathLike[str], min_side: int | None = None) -> I
         min_side: let the JPEG decoder halve the image, up to three times, as long as its shorter side keeps at
             least this many pixels. Much faster for photographs far larger than the input of a model. None decodes
             every pixel.
+        max_pixels: of an image, at most.
 
     Returns:
         A ``PIL.Image`` of mode RGB.
 
     Raises:
-        DataError: the file does not exist, is no image, is truncated or otherwise broken, holds more pixels than
-            Pillow's limit against decompression bombs, or has 32 bits a channel, whose range nobody knows.
+        DataError: the file does not exist, is no regular file, is no image of a format in ``_FORMATS``, is truncated or
+            otherwise broken, holds more than ``max_pixels``, or has 32 bits a channel, whose range nobody knows.
 
     Example:
         >>> decode_image("no/such.png")
@@ -44,31 +113,14 @@ def decode_image(path: str | os.PathLike[str], min_side: int | None = None) -> I
         dualtail.errors.DataError: no/such.png: there is no such file
     """
     where = os.fspath(path)
-    try:
-        with Image.open(path) as image:
-            if min_side is not None:
-                _draft(image, min_side)
-            image.load()
-            adobe = "adobe" in image.info
-            # After loading: the orientation of a PNG may come behind its pixels.
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image, where, inverted_cmyk=image.format in ("JPEG", "MPO") and not adobe)
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError("there is no such file", where=where) from None
-    except (PermissionError, IsADirectoryError) as error:
-        raise DataError(f"cannot read it: {error.strerror}", where=where) from None
-    except UnidentifiedImageError:
-        raise DataError("this is no image that Pillow can read", where=where) from None
-    except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise DataError(
-            f"the image has more than {limit:,} pixels", where=where, fix="make it smaller"
-        ) from None
-    # A broken file makes Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error, KeyError ...
-    except Exception as error:
-        raise DataError(f"cannot decode the image: {error}", where=where) from None
+    with open_image(path, max_pixels) as image:
+        if min_side is not None:
+            _draft(image, min_side)
+        image.load()
+        adobe = "adobe" in image.info
+        # After loading: the orientation of a PNG may come behind its pixels.
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image, where, inverted_cmyk=image.format in ("JPEG", "MPO") and not adobe)
 
 
 def _draft(image: Image.Image, min_side: int) -> None:

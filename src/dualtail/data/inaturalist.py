@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -15,8 +16,10 @@ from dualtail.data.benchmark_counts import INATURALIST_2018, verified
 from dualtail.data.manifest import Manifest
 from dualtail.data.problems import DataFaults, Problem
 from dualtail.errors import DataError, check_choice
+from dualtail.files import open_regular
 
-LEVELS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
+Level = Literal["kingdom", "phylum", "class", "order", "family", "genus", "species"]
+LEVELS = get_args(Level)
 SOURCE = "the files are linked from github.com/visipedia/inat_comp/tree/master/2018"
 
 
@@ -26,7 +29,7 @@ def read_inaturalist_2018(
     train: str = "train2018.json",
     test: str = "val2018.json",
     categories: str | None = "categories.json",
-    level: str = "species",
+    level: Level = "species",
     verify: bool = True,
 ) -> Manifest:
     """Read iNaturalist 2018: 437,513 training images of 8,142 species.
@@ -53,9 +56,9 @@ def read_inaturalist_2018(
     """
     check_choice("level", level, LEVELS, error=DataError)
     root = Path(root)
-    sources = {"train": root / Path(train).expanduser(), "test": root / Path(test).expanduser()}
+    sources = {"train": root / os.path.expanduser(train), "test": root / os.path.expanduser(test)}
     contents = {split: _load(source, dict) for split, source in sources.items()}
-    taxa_file = sources["train"] if categories is None else root / Path(categories).expanduser()
+    taxa_file = sources["train"] if categories is None else root / os.path.expanduser(categories)
     taxa = contents["train"]["categories"] if categories is None else _load(taxa_file, list)
     by_id = {int(taxon["id"]): taxon for taxon in taxa}
     if sorted(by_id) != list(range(len(by_id))):
@@ -92,11 +95,11 @@ def read_inaturalist_2018(
 
 def _load(source: Path, kind: type[dict] | type[list]) -> Any:
     try:
-        with open(source, encoding="utf-8") as file:
+        with open_regular(source) as file:
             value = json.load(file)
     except OSError as error:
         raise DataError(f"cannot read the file: {error.strerror}", where=str(source), fix=SOURCE) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"this is no JSON: {error}", where=str(source), fix=SOURCE) from None
     keys = ("images", "annotations", "categories") if kind is dict else ()
     if not isinstance(value, kind) or any(key not in value for key in keys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from dualtail.data.manifest import Manifest, read_class_names, relative_to_root
 from dualtail.data.problems import DataFaults, Problem
 from dualtail.data.table import label_ids
 from dualtail.errors import DataError
+from dualtail.files import read_text
 
 
 def read_lists(
@@ -50,7 +52,7 @@ def read_list_files(
     splits: list[str] = []
     problems: list[Problem] = []
     for split, file in files.items():
-        source = Path(root) / Path(file).expanduser()
+        source = Path(root) / os.path.expanduser(file)
         listed, values, faults = _read_list(source)
         ids, unknown = label_ids(values, class_names, str(source), "line")
         problems += faults or unknown  # a broken line shifts the count, so its list is mended first
@@ -65,7 +67,7 @@ def read_list_files(
 def _read_list(source: Path) -> tuple[list[str], list[str], list[Problem]]:
     """Return paths, labels and faulty lines; the label is what follows the last blank, as paths may hold some."""
     try:
-        lines = source.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(source, "utf-8-sig").splitlines()
     except OSError as error:
         raise DataError(f"cannot read the list: {error.strerror}", where=str(source)) from None
     except UnicodeDecodeError:

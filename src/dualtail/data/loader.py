@@ -22,10 +22,12 @@ from dualtail.data.images import decode_image
 from dualtail.data.manifest import Manifest
 from dualtail.data.samplers import SAMPLINGS, epoch_order
 from dualtail.data.transforms import Transform
-from dualtail.errors import DataError, InputError, check_choice
+from dualtail.errors import DataError, DualtailError, FileError, InputError, check_choice
+from dualtail.files import file_error
 from dualtail.process_group import ProcessGroup
 
 OnBadImage = Literal["error", "skip"]
+_FEWER = "memory may have run out: use fewer workers or smaller batches, and run the same command again"
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,23 @@ class ImageDataset(Dataset):
         self.on_bad_image = on_bad_image
         min_side = max(transform.min_side for transform in self.transforms.values())
         self.min_side = min_side if fast_decode else None
-        self.copies = None if cache is None else SmallCopies(cache, min_side)
+        self.copies = None if cache is None else SmallCopies(cache, min_side, manifest.max_pixels)
 
     def __len__(self) -> int:
         return len(self.manifest)
 
-    def __getitem__(self, indices: BatchIndices) -> Batch | DataError:
+    def __getitem__(self, indices: BatchIndices) -> Batch | DualtailError:
+        # An error is raised by the loader: a traceback of the worker would bury the line.
+        try:
+            return self._batch(indices)
+        except DualtailError as error:
+            return error
+        except OSError as error:
+            return file_error(str(self.manifest.root), error)
+        except MemoryError:
+            return DataError("memory ran out while images were read", fix=_FEWER)
+
+    def _batch(self, indices: BatchIndices) -> Batch:
         crops: dict[str, list[Tensor]] = {key: [] for key in self.transforms}
         rows, skipped = [], []
         with torch.random.fork_rng(devices=[]):
@@ -118,8 +131,8 @@ class ImageDataset(Dataset):
                 try:
                     image = self._decode(self.manifest.file(row))
                 except DataError as error:
-                    if self.on_bad_image == "error":
-                        return error  # raised by the loader: a traceback of the worker would bury the line
+                    if self.on_bad_image == "error" or isinstance(error, FileError):
+                        raise  # a full disk, say, is no bad image
                     skipped.append(self.manifest.paths[row])
                     continue
                 for key, transform in self.transforms.items():
@@ -133,7 +146,9 @@ class ImageDataset(Dataset):
         return Batch(images, labels, index, indices.total, tuple(skipped))
 
     def _decode(self, path: str) -> Image.Image:
-        return decode_image(path, self.min_side) if self.copies is None else self.copies.decode(path)
+        if self.copies is not None:
+            return self.copies.decode(path)
+        return decode_image(path, self.min_side, self.manifest.max_pixels)
 
 
 def sample_seed(seed: int, epoch: int, position: int) -> int:
@@ -301,8 +316,8 @@ class Loader:
         self.plan.epoch, self.plan.skip_batches = epoch, skip_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._batches:
-            if isinstance(batch, DataError):
+        for batch in self._read():
+            if isinstance(batch, DualtailError):
                 raise batch
             self._skipped.update(dict.fromkeys(batch.skipped))
             if len(batch.index):
@@ -314,6 +329,26 @@ class Loader:
                     where=batch.skipped[0],
                     fix="mend or remove the unreadable images",
                 )
+
+    def _read(self) -> Iterator[Batch | DualtailError]:
+        """Yield what the workers send; the death of one is a line, raised between batches and nowhere else."""
+        handler = signal.getsignal(signal.SIGCHLD)
+        try:
+            batches = iter(self._batches)
+            if signal.getsignal(signal.SIGCHLD) is not handler:
+                # Torch would raise wherever this process happens to be, such as within an update of the weights.
+                signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+            yield from batches
+        except (ConnectionError, EOFError) as error:  # it died while it sent
+            raise _dead_workers(error) from None
+        except OSError as error:
+            raise DataError(
+                f"the processes that read images cannot be used ({error.strerror or error})", fix=_FEWER
+            ) from None
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error) and "Too many open files" not in str(error):
+                raise
+            raise _dead_workers(error) from None
 
 
 def train_loader(
@@ -399,6 +434,11 @@ def eval_loader(
     return Loader(dataset, EvalPlan(len(manifest), batch_size, group), workers)
 
 
+def _dead_workers(error: BaseException) -> DataError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return DataError(f"processes that read images died ({reason})", fix=_FEWER)
+
+
 def default_workers() -> int:
     """Return one worker for each core that this process may use, at most 8."""
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -411,7 +451,10 @@ def _require_images(manifest: Manifest) -> None:
 
 def _start_worker(worker: int) -> None:
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata, once an image and a worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):  # the main process's to handle
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _unchanged(batch: Batch | Sequence[Batch]) -> Batch | Sequence[Batch]:

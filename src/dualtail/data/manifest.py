@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv, parquet
 
-from dualtail.errors import DataError, InputError, check_choice
-from dualtail.files import atomic_path
+from dualtail.data.contents import read_contents
+from dualtail.data.images import MAX_PIXELS
+from dualtail.errors import DataError, InputError, check_choice, shown
+from dualtail.files import atomic_path, csv_cell, inside, is_inside, read_text
 
 SPLITS = ("train", "val", "test")
 CLASS_NAMES_KEY = b"dualtail.class_names"
@@ -34,6 +36,7 @@ class Manifest:
         notes: what was done to the data, in sentences for the user.
         group_counts: int64 ``(C,)``, the counts that define the data groups where they are by convention not
             those of this training set (CIFAR-LT uses those of imbalance ratio 100); None means the usual.
+        max_pixels: of an image, at most; a larger one cannot be read.
 
     Raises:
         InputError: the columns differ in length, or hold a label or split that does not exist.
@@ -55,6 +58,7 @@ class Manifest:
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
     group_counts: np.ndarray | None = None
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the dataclass is frozen for its users, not for its own conversion
@@ -65,6 +69,7 @@ class Manifest:
         put(self, "labels", np.asarray(self.labels, dtype=np.int64).reshape(-1))
         put(self, "splits", np.asarray(self.splits, dtype="<U5").reshape(-1))
         check_class_names(self.class_names)
+        _check_paths(self.paths, str(self.root))
         if not len(self.paths) == len(self.labels) == len(self.splits):
             raise InputError(
                 f"{len(self.paths)} paths, {len(self.labels)} labels and {len(self.splits)} splits",
@@ -104,6 +109,24 @@ class Manifest:
         """Return the path of one image as the operating system takes it."""
         return os.path.join(self.root, self.paths[row])
 
+    def refuse_outside(self, where: Callable[[int], str]) -> None:
+        """Refuse images that lie outside the root, by their paths or by symbolic links.
+
+        Args:
+            where: tells the file and entry that a row comes from.
+
+        Raises:
+            DataError: the first of them.
+        """
+        fix = "move it there, or set data.allow_outside to true if you trust whoever made this list"
+        known: set[str] = set()  # folders inside, of which each is resolved once
+        for row, path in enumerate(self.paths):
+            folder, name = os.path.split(path)
+            if folder not in known and "\0" not in folder and is_inside(self.root, folder, itself=True):
+                known.add(folder)
+            if folder not in known or name in ("", ".", "..") or os.path.islink(self.file(row)):
+                inside(self.root, path, where=where(row), fix=fix)
+
     def split(self, name: str) -> Manifest:
         """Return the images of one split, in order; empty if it has none."""
         check_choice("split", name, SPLITS)
@@ -132,21 +155,26 @@ class Manifest:
         """Return the size of every file in bytes, int64 ``(N,)``; -1 where there is none."""
         return np.fromiter((_file_size(self.file(row)) for row in range(len(self))), np.int64, len(self))
 
-    def fingerprint(self) -> str:
-        """Return the sha256 (hex) of ids, labels, splits, class names, group counts and file sizes.
+    def fingerprint(self, digests: np.ndarray | None = None) -> str:
+        """Return the sha256 (hex) of ids, labels, splits, class names, group counts and the content of every file.
 
-        The root is left out, so that a data set may move. Contents are not read: a file that was changed
-        without changing its size goes unnoticed.
+        The root is left out, so that a data set may move.
+
+        Args:
+            digests: the SHA-256 of every file, uint8 ``(N, 32)``; by default as ``read_contents`` gives them, which
+                reads a file once and again when it has changed.
         """
-        digest = hashlib.sha256(b"dualtail manifest 1")
+        if digests is None:
+            digests = read_contents(self.root, self.paths).digests
+        digest = hashlib.sha256(b"dualtail manifest 2")
         group_counts = () if self.group_counts is None else self.group_counts.tolist()
         for part in (
-            "\0".join(self.paths).encode(),
+            "\0".join(self.paths).encode("utf-8", "surrogatepass"),
             self.labels.astype("<i8").tobytes(),
             "\0".join(self.splits.tolist()).encode(),
-            "\0".join(self.class_names).encode(),
+            "\0".join(self.class_names).encode("utf-8", "surrogatepass"),
             ",".join(map(str, group_counts)).encode(),
-            self.file_sizes().astype("<i8").tobytes(),
+            digests.tobytes(),
         ):
             digest.update(len(part).to_bytes(8, "little"))  # so that no two lists of parts run together
             digest.update(part)
@@ -156,14 +184,16 @@ class Manifest:
         """Write columns ``path, label, split`` as CSV or Parquet (by the suffix), atomically.
 
         Labels are class names. Parquet keeps the order of the classes; to read a CSV file back in the same
-        order, pass ``class_names`` to the reader ``table``.
+        order, pass ``class_names`` to the reader ``table``. In CSV, text that starts a formula has a ``'`` before it,
+        which that reader takes away.
         """
         path = Path(path)
+        cell = csv_cell if path.suffix == ".csv" else str
         names = np.asarray(self.class_names, dtype=object)
         table = pa.table(
             {
-                "path": pa.array(self.paths, pa.string()),
-                "label": pa.array(names[self.labels], pa.string()),
+                "path": pa.array(map(cell, self.paths), pa.string()),
+                "label": pa.array(map(cell, names[self.labels]), pa.string()),
                 "split": pa.array(self.splits.tolist(), pa.string()),
             }
         )
@@ -189,9 +219,15 @@ def check_class_names(names: Sequence[str], where: str | None = None) -> None:
         )
     seen: dict[str, int] = {}
     for index, name in enumerate(names):
-        if not isinstance(name, str) or not name.strip() or "\n" in name or "\0" in name:
+        if (
+            not isinstance(name, str)
+            or not name.strip()
+            or "\n" in name
+            or "\0" in name
+            or not _is_unicode(name)
+        ):
             raise DataError(
-                f"the name of class {index} is empty or no text: {name!r}",
+                f"the name of class {index} is empty or no text: {shown(name)}",
                 where=where,
                 fix="give every class a name of one line",
             )
@@ -202,6 +238,23 @@ def check_class_names(names: Sequence[str], where: str | None = None) -> None:
                 fix="give each class its own name",
             )
         seen[name] = index
+
+
+def _check_paths(paths: Sequence[str], where: str) -> None:
+    """Refuse names that files cannot have, or that JSON, CSV and HTML cannot hold."""
+    odd = next((path for path in paths if "\0" in path or not _is_unicode(path)), None)
+    if odd is not None:
+        raise DataError(
+            f"the file name {shown(odd)} is no Unicode text (UTF-8)", where=where, fix="rename the file"
+        )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a name of bytes that are not UTF-8 stands for them by halves of characters
+        return False
+    return True
 
 
 def relative_to_root(path: str, root: Path) -> str:
@@ -249,15 +302,15 @@ def read_class_names(
 
 def read_names(source: str | Path, root: Path | None = None) -> list[str] | dict[str, Any]:
     """Return what a file of names holds: the lines of a text file, or a JSON list or object."""
-    path = Path(root or ".") / Path(source).expanduser()
+    path = Path(root or ".") / os.path.expanduser(source)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, "utf-8-sig")
         if path.suffix.lower() != ".json":
             return [line.strip() for line in text.splitlines() if line.strip()]
         value = json.loads(text)
     except OSError as error:
         raise DataError(f"cannot read the class names: {error.strerror}", where=str(path)) from None
-    except ValueError as error:  # of the encoding or of the JSON
+    except (ValueError, RecursionError) as error:  # of the encoding or of the JSON
         raise DataError(f"cannot read the class names: {error}", where=str(path)) from None
     if not isinstance(value, (list, dict)):
         raise DataError("the class names are no JSON list or object", where=str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,7 +84,7 @@ def _read(
     root: Path, lists: str, name: str, published: BenchmarkCounts | None
 ) -> tuple[Manifest, tuple[str, ...]]:
     """Return the manifest with class folders for names, and these folders."""
-    folder = Path(root) / Path(lists).expanduser()
+    folder = Path(root) / os.path.expanduser(lists)
     files = {split: folder / f"{name}_{split}.txt" for split in ("train", "val", "test")}
     for split in ("train", "test"):
         if not files[split].is_file():

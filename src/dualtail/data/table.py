@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,7 @@ from dualtail.data.manifest import (
 )
 from dualtail.data.problems import DataFaults, Problem
 from dualtail.errors import DataError, nearest_fix
+from dualtail.files import from_csv_cell, refuse_irregular
 
 MAX_SUGGESTIONS = 20
 MAX_ID = 1_000_000  # a label beyond is a misread column, and would make as many classes
@@ -33,7 +36,7 @@ def read_table(
     label_column: str = "label",
     split_column: str = "split",
     class_names: str | Sequence[str] | None = None,
-    splits: Mapping[str, str] | None = None,
+    splits: Mapping[str, Literal["train", "val", "test"]] | None = None,
 ) -> Manifest:
     """Read a table with one row an image.
 
@@ -54,7 +57,7 @@ def read_table(
         DataFaults: rows with an unknown label or split, each named with its row, counted from 1 without the
             header.
     """
-    source = Path(root) / Path(file).expanduser()
+    source = Path(root) / os.path.expanduser(file)
     table = _load(source)
     columns = {"path": path_column, "label": label_column, "split": split_column}
     for name in columns.values():
@@ -69,6 +72,8 @@ def read_table(
                 ),
             )
     path, label, split = (_strings(table.column(name)) for name in columns.values())
+    if source.suffix.lower() != ".parquet":
+        path, label, split = (list(map(from_csv_cell, values)) for values in (path, label, split))
     rename = {**{name: name for name in SPLITS}, **(splits or {})}
     problems = _empty_cells(source, columns, path, label, split)
     problems += [
@@ -176,6 +181,7 @@ def _strings(column: pa.ChunkedArray) -> list[str]:
 def _load(source: Path) -> pa.Table:
     suffix = source.suffix.lower()
     try:
+        refuse_irregular(source)
         if suffix == ".parquet":
             return parquet.read_table(source)
         if suffix in (".csv", ".tsv"):
@@ -188,6 +194,7 @@ def _load(source: Path) -> pa.Table:
             return csv.read_csv(source, parse_options=parse, convert_options=convert)
     except FileNotFoundError:
         raise DataError("there is no such file", where=str(source)) from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"this is no readable table: {error}", where=str(source)) from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())  # of Arrow's lines one line
+        raise DataError(f"this is no readable table: {reason}", where=str(source)) from None
     raise DataError(f"unknown kind of table {suffix!r}", where=str(source), fix="use .csv, .tsv or .parquet")

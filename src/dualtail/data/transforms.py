@@ -11,10 +11,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -22,10 +23,15 @@ from torchvision.transforms.v2 import functional as F
 from dualtail.errors import InputError, check_choice
 from dualtail.imagespec import ImageSpec
 from dualtail.registry import Registry
+from dualtail.schema import PositiveFloat, Probability, Size
 
 CROPS = (1, 5, 10)
 INTERPOLATIONS = ("bicubic", "bilinear")
 SCHEDULES = ("convex", "linear", "concave", "min", "max")
+Interpolation = Literal["bicubic", "bilinear"]
+Area = Annotated[float, Field(gt=0, le=1)]
+Operations = Annotated[int, Field(ge=0, le=100)]
+Magnitude = Annotated[int, Field(ge=0, le=30)]
 
 
 class Transform(Protocol):
@@ -61,7 +67,7 @@ class EvalTransform:
     resize: int
     interpolation: str
     crops: int = 1
-    flip: float = 0.0
+    flip: Probability = 0.0
     squash: bool = False
 
     def __post_init__(self) -> None:
@@ -114,12 +120,12 @@ class RandomResizedCrop:
     """
 
     size: int
-    interpolation: str = "bicubic"
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    num_ops: int = 0
-    magnitude: int = 9
+    interpolation: Interpolation = "bicubic"
+    scale: tuple[Area, Area] = (0.08, 1.0)
+    ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    flip: Probability = 0.5
+    num_ops: Operations = 0
+    magnitude: Magnitude = 9
 
     def __post_init__(self) -> None:
         _check_common(self.size, self.interpolation, self.flip)
@@ -195,10 +201,10 @@ class MinimalistCrop:
     """
 
     size: int
-    interpolation: str = "bicubic"
-    scale: tuple[float, float] = (0.08, 1.0)
+    interpolation: Interpolation = "bicubic"
+    scale: tuple[Area, Area] = (0.08, 1.0)
     schedule: Literal["convex", "linear", "concave", "min", "max"] = "convex"
-    flip: float = 0.0
+    flip: Probability = 0.0
 
     def __post_init__(self) -> None:
         _check_common(self.size, self.interpolation, self.flip)
@@ -237,9 +243,9 @@ class MinimalistCrop:
 
 def _resize_only(
     size: int,
-    interpolation: str = "bicubic",
-    resize: int | None = None,
-    flip: float = 0.0,
+    interpolation: Interpolation = "bicubic",
+    resize: Size | None = None,
+    flip: Probability = 0.0,
     squash: bool = False,
 ) -> EvalTransform:
     return EvalTransform(size, resize or size, interpolation, flip=flip, squash=squash)
@@ -247,12 +253,12 @@ def _resize_only(
 
 def _rand_augmented(
     size: int,
-    interpolation: str = "bicubic",
-    num_ops: int = 2,
-    magnitude: int = 9,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    flip: float = 0.5,
+    interpolation: Interpolation = "bicubic",
+    num_ops: Operations = 2,
+    magnitude: Magnitude = 9,
+    scale: tuple[Area, Area] = (0.08, 1.0),
+    ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3),
+    flip: Probability = 0.5,
 ) -> RandomResizedCrop:
     return RandomResizedCrop(size, interpolation, scale, ratio, flip, num_ops, magnitude)
 
@@ -289,7 +295,7 @@ def build_augmentation(spec: ImageSpec, name: str = "random_resized_crop", /, **
         >>> augmentation(Image.new("RGB", (50, 40))).shape
         torch.Size([3, 32, 32])
     """
-    AUGMENTATIONS.check_options(name, options)
+    options = AUGMENTATIONS.check_options(name, options)
     known = AUGMENTATIONS.options(name)
     own: dict[str, Any] = {key: getattr(spec, key) for key in ("interpolation", "squash") if key in known}
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}

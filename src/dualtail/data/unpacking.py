@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dualtail.data.filled_folder import about_folder, fill_folder
+from dualtail.data.contents import file_digest
+from dualtail.data.filled_folder import alone_with, fill_folder
 from dualtail.data.manifest import Manifest
 from dualtail.data.problems import DataFaults
 from dualtail.data.table import label_ids, read_table, seen_classes
@@ -41,11 +42,12 @@ def unpack(
     source: Mapping[str, Any],
 ) -> Manifest:
     """Write the images of every split to files once, and return the manifest of what lies there."""
-    about = about_folder(target)
-    if about is None:
-        with fill_folder(target, {"source": source}) as folder:
-            _write(folder, packed, names)
-    elif about.get("source") != source:
+    with alone_with(target) as about:
+        if about is None:
+            about = {"source": source}
+            with fill_folder(target, about) as folder:
+                _write(folder, packed, names)
+    if about.get("source") != source:
         raise DataError(
             "the folder holds the images of other files",
             where=str(target),
@@ -84,6 +86,20 @@ def _suffix(content: bytes) -> str:
     return next((suffix for magic, suffix in _MAGIC.items() if content.startswith(magic)), "")
 
 
-def file_sizes(files: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, int]]:
-    """Return the size of every packed file, by split and name: what tells them from others."""
-    return {split: {path.name: path.stat().st_size for path in paths} for split, paths in files.items()}
+def matching(root: Path, pattern: str) -> list[Path]:
+    """Return the files below ``root`` that a pattern names, sorted.
+
+    Raises:
+        DataError: it is no pattern, or an absolute one.
+    """
+    try:
+        return sorted(root.glob(pattern))
+    except (ValueError, NotImplementedError):  # empty, absolute, or with a NUL character
+        raise DataError(
+            f"{pattern!r} is no pattern below the root", where=str(root), fix="write such as train-*.tar"
+        ) from None
+
+
+def file_digests(files: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, str]]:
+    """Return the SHA-256 of every packed file, by split and name: what tells them from others."""
+    return {split: {path.name: file_digest(path) for path in paths} for split, paths in files.items()}

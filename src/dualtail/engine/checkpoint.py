@@ -1,28 +1,48 @@
-"""The state of an unfinished run in one file: safetensors, its JSON in the header, replaced atomically."""
+"""The state of an unfinished run: safetensors, its JSON in the header, with a checksum; and the state before it.
+
+The newest is ``state.safetensors``. The one before stands beside it, for the case that the newest is damaged.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dualtail.errors import TrainingError
-from dualtail.files import write_tensors
+from dualtail.files import DAMAGE, write_tensors
 
 CHECKPOINT_NAME = "state.safetensors"
-FORMAT_VERSION = 1
-_HEADER_KEY = "dualtail"
+BEFORE_NAME = "before.safetensors"
+FORMAT_VERSION = 2
+_UNCHECKED = 1  # the version that had no checksum
+_HEADER_KEY, _CHECKSUM_KEY = "dualtail", "sha256"
+
+
+class Checkpoint(NamedTuple):
+    """What was read.
+
+    Attributes:
+        tensors: by name, on the CPU.
+        header: epoch, step, history, ...
+        note: what was wrong with the newest checkpoint, where this is the one before it; else empty.
+    """
+
+    tensors: dict[str, Tensor]
+    header: dict[str, Any]
+    note: str = ""
 
 
 def write_checkpoint(directory: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
-    """Write the tensors and their JSON header; the previous checkpoint stands until the new one is complete.
+    """Write the tensors and their JSON header; the previous checkpoint is kept as the one before.
 
-    A process killed at any moment, or a machine that loses power, leaves the old or the new file, never half of one.
+    A process killed at any moment, or a machine that loses power, leaves at least one whole checkpoint.
 
     Args:
         directory: made when absent.
@@ -35,46 +55,79 @@ def write_checkpoint(directory: Path, tensors: Mapping[str, Tensor], header: Map
     path = directory / CHECKPOINT_NAME
     # Floats survive JSON to the bit: Python writes the shortest text that reads back the same.
     text = json.dumps({"format_version": FORMAT_VERSION, **header})
-    write_tensors(path, tensors, {_HEADER_KEY: text}, flush=True)
+    ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    metadata = {_HEADER_KEY: text, _CHECKSUM_KEY: _checksum(ready, text)}
+    write_tensors(path, ready, metadata, before=directory / BEFORE_NAME)
     return path
 
 
-def read_checkpoint(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return the tensors (on the CPU) and the header of a checkpoint, or None where there is none.
+def read_checkpoint(directory: Path) -> Checkpoint | None:
+    """Return the newest checkpoint that is whole, or None where there is none.
 
     Raises:
-        TrainingError: the file is damaged or of another format version.
+        TrainingError: all are damaged, or the newest is of another format version.
     """
-    path = directory / CHECKPOINT_NAME
-    if not path.exists():
+    paths = [path for path in (directory / CHECKPOINT_NAME, directory / BEFORE_NAME) if path.exists()]
+    faults: list[str] = []
+    for path in paths:
+        try:
+            tensors, header = _read(path)
+        except (SafetensorError, *DAMAGE) as error:
+            if isinstance(error, TrainingError):
+                raise
+            faults.append(str(error) or type(error).__name__)
+            continue
+        note = f"{paths[0]} is damaged ({faults[0]}); training goes on from the one before" if faults else ""
+        return Checkpoint(tensors, header, note)
+    if not paths:
         return None
-    header = read_header(directory)
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    raise TrainingError(
+        f"the checkpoint cannot be read ({faults[0]})",
+        where=str(paths[0]),
+        fix=f"delete {directory} to start over",
+    )
 
 
 def read_header(directory: Path) -> dict[str, Any]:
-    """Return the header alone (epoch, step, history, ...), which takes no time whatever the tensors weigh.
+    """Return the header (epoch, step, history, ...) of the newest checkpoint that is whole.
 
     Raises:
-        TrainingError: the file is absent, damaged or of another format version.
+        TrainingError: there is none, or none of this format version.
     """
-    path = directory / CHECKPOINT_NAME
-    start_over = f"delete {path} to start over"
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_HEADER_KEY])
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+    kept = read_checkpoint(directory)
+    if kept is None:
+        raise TrainingError("there is no checkpoint", where=str(directory))
+    return kept.header
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return a checkpoint whose checksum is right; what is raised otherwise says what is wrong."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    text = metadata[_HEADER_KEY]
+    header = json.loads(text)
+    known = metadata.get(_CHECKSUM_KEY)
+    if known is not None and known != _checksum(tensors, text):
+        raise ValueError("its content does not have its checksum")
+    version = header["format_version"]
+    if version not in (FORMAT_VERSION, _UNCHECKED):
         raise TrainingError(
-            f"the checkpoint cannot be read ({error})", where=str(path), fix=start_over
-        ) from None
-    if header.get("format_version") != FORMAT_VERSION:
-        raise TrainingError(
-            f"the checkpoint has format version {header.get('format_version')}, not {FORMAT_VERSION}",
+            f"the checkpoint has format version {version}, not {FORMAT_VERSION}",
             where=str(path),
-            fix=start_over,
+            fix=f"delete {path} to start over",
         )
-    return header
+    if known is None and version != _UNCHECKED:
+        raise ValueError("it has no checksum")
+    return tensors, header
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def restore_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], where: str) -> None:

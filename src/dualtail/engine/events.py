@@ -7,6 +7,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from dualtail.files import writing
+
 
 class EventLog:
     """Write scalars to TensorBoard files, and to the trackers of an Accelerator that has any.
@@ -24,16 +26,20 @@ class EventLog:
             # It takes a second to import, which a run without events need not wait for.
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(directory), purge_step=from_step)
+            self._directory = Path(directory)
+            with writing(self._directory):
+                self._writer = SummaryWriter(str(directory), purge_step=from_step)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Write every value under its name."""
         self._accelerator.log(dict(values), step=step)
         if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+            with writing(self._directory):
+                for name, value in values.items():
+                    self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Write what is still in memory."""
         if self._writer is not None:
-            self._writer.close()
+            with writing(self._directory):
+                self._writer.close()

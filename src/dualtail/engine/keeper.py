@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dualtail.engine.checkpoint import read_checkpoint, restore_into, write_checkpoint
+from dualtail.engine.checkpoint import CHECKPOINT_NAME, read_checkpoint, restore_into, write_checkpoint
 from dualtail.engine.optimize import Stepper
 from dualtail.errors import InputError, TrainingError
 
@@ -110,15 +110,18 @@ class Keeper:
         kept = read_checkpoint(self.directory) if self.directory else None
         if kept is None:
             return None
-        tensors, header = kept
+        tensors, header, note = kept
+        assert self.directory is not None  # where it was read
         self._check_same_run(header)
+        state = TrainingState(**{entry.name: header[entry.name] for entry in fields(TrainingState)})
         restore_into(self.stepper.state(), tensors, str(self.directory))
+        if note and self.stepper.group.leads:  # else the next checkpoint would take it for the one before
+            (self.directory / CHECKPOINT_NAME).unlink(missing_ok=True)
         self._best = {
             name.removeprefix(_BEST): tensor.to(self.stepper.device)
             for name, tensor in tensors.items()
             if name.startswith(_BEST)
         }
-        state = TrainingState(**{entry.name: header[entry.name] for entry in fields(TrainingState)})
         self.stepper.unit = state.unit
         if self.stepper.average:
             self.stepper.average.updates = state.ema_updates

@@ -11,12 +11,15 @@ from typing import Any
 
 
 class GracefulStop:
-    """Turn the first SIGINT or SIGTERM into a request, and the second into a :class:`KeyboardInterrupt`.
+    """Turn the first signal to stop into a request, and the second into a :class:`KeyboardInterrupt`.
 
-    A context manager; outside the main thread, where Python allows no signal handler, it does nothing.
+    The signals are SIGINT (Ctrl-C), SIGTERM (what ends a job), SIGHUP (a terminal that goes away; not under ``nohup``)
+    and SIGUSR1 (a batch system's warning). A context manager; outside the main thread, where Python allows no signal
+    handler, it does nothing. Of two, one in the other, the inner one hears the first signal.
 
     Attributes:
         requested: whether a signal has come.
+        number: the last one's.
 
     Example:
         >>> with GracefulStop() as stop:
@@ -25,16 +28,20 @@ class GracefulStop:
         True
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = tuple(
+        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+    )
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested, self.number = False, int(signal.SIGINT)
         self._at_once = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> GracefulStop:
         if threading.current_thread() is threading.main_thread():
             for number in self.SIGNALS:
+                if number != signal.SIGINT and signal.getsignal(number) in (signal.SIG_IGN, None):
+                    continue  # nohup wants it so
                 self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -52,7 +59,10 @@ class GracefulStop:
         finally:
             self._at_once = False
 
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        again, self.requested = self.requested, True
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        again, self.requested, self.number = self.requested, True, number
         if again or self._at_once:
+            outer = self._previous.get(number)
+            if callable(outer):
+                outer(number, frame)
             raise KeyboardInterrupt

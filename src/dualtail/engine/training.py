@@ -17,8 +17,9 @@ from dualtail.engine.meter import Meter
 from dualtail.engine.optimize import Stepper, StepRecord, train_mode
 from dualtail.engine.settings import learning_rate
 from dualtail.engine.stop import GracefulStop
-from dualtail.errors import Interrupted, TrainingError
+from dualtail.errors import DualtailError, Interrupted, TrainingError
 
+_ONE_IMAGE = "Expected more than 1 value per channel when training"  # torch's words
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 
@@ -92,7 +93,9 @@ class TrainingLoop:
                 break
             try:
                 self.stepper.add(record, batch, last=number == count)
-            except (RuntimeError, MemoryError) as error:
+            except (RuntimeError, MemoryError, ValueError) as error:
+                if _ONE_IMAGE in str(error):
+                    raise self._one_image() from None
                 if not is_out_of_memory(error):
                     raise
                 raise out_of_memory_error(self.stepper, batch, settings.accumulation) from None
@@ -102,6 +105,13 @@ class TrainingLoop:
         self.meter.unread.append(record)
         state.batch, state.step = state.batch + count, state.step + 1
         return True
+
+    def _one_image(self) -> TrainingError:
+        return TrainingError(
+            f"batch {self.state.batch + 1} of {len(self.loader)} has a single image, of which batch normalisation "
+            "can take no statistics",
+            fix="choose a batch size that leaves no single image at the end of an epoch",
+        )
 
     def _read(self) -> bool:
         """Read the steps' numbers; return whether to stop: all processes do at the same step, as all read the same."""
@@ -117,12 +127,17 @@ class TrainingLoop:
     def _next(self, batches: Iterator[Any]) -> Any:
         try:
             return next(batches, None)
-        except Exception:
-            # The terminal sends Ctrl-C to the loader's workers too: their death is the request, not a fault.
-            if not self.stop.requested:
-                raise
-            self._read()
-            self._save_and_stop()
+        except Exception as error:
+            # What stops this process stops the loader's workers too: their death is the request, not a fault.
+            if self.stop.requested:
+                self._read()
+                self._save_and_stop()
+            if (
+                isinstance(error, DualtailError) and self.stepper.group.size == 1
+            ):  # others would wait in a reading
+                self._read()
+                self.keeper.save(self.state)
+            raise
 
     def _evaluate(self) -> dict[str, float] | None:
         """Evaluate on the caller's terms; a Ctrl-C in it stops at once, with the epoch saved as trained."""
@@ -136,6 +151,9 @@ class TrainingLoop:
                 return dict(self.evaluate(classifier))
         except KeyboardInterrupt:
             self._save_and_stop()
+        except DualtailError:
+            self.keeper.save(self.state)
+            raise
         finally:
             train_mode(classifier)
 
@@ -145,7 +163,9 @@ class TrainingLoop:
         stopped = f"stopped at step {self.state.step} (epoch {self.state.epoch + 1} of {epochs})"
         if self.keeper.directory is None:
             stopped, fix = f"{stopped}; nothing was kept", "give a checkpoint directory next time"
-        raise Interrupted(stopped, fix=fix) from None
+        interrupted = Interrupted(stopped, fix=fix)
+        interrupted.signal = self.stop.number
+        raise interrupted from None
 
     def _refuse(self, bad: StepRecord) -> NoReturn:
         """Keep the state from before the bad step, name its samples and stop."""

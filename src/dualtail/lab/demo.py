@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from dualtail.errors import DataError
 from dualtail.lab.embedded import MODELS, PACKAGE, SAME_PRIOR, embedded_world
 from dualtail.lab.story import (
     CONTROLS,
@@ -34,7 +35,7 @@ from dualtail.runs.recipe import Member, Recipe
 from dualtail.runs.recipe_file import read_recipe
 
 RECIPE_FILE = PACKAGE / "demo.yaml"
-RUN = "run"
+DATA, RUN = "data", "run"
 
 
 def tell_demo(folder: str | Path, observer: Observer | None = None) -> Iterator[Chapter]:
@@ -61,12 +62,17 @@ def tell_demo(folder: str | Path, observer: Observer | None = None) -> Iterator[
 def _tell(folder: Path, observer: Observer) -> Iterator[Chapter]:
     world = embedded_world()
     started = time.monotonic()
-    if not _is_written(world, folder / "data"):
+    others = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if others and not others & {DATA, RUN, CONTROLS}:
+        raise DataError(
+            "the folder holds something else", where=str(folder), fix="name a new or an empty folder"
+        )
+    if not _is_written(world, folder / DATA):
         observer.stage("drawing the images")
-        write_task(world, folder / "data")
+        write_task(world, folder / DATA)
         observer.finished("drawing the images", time.monotonic() - started)
     yield task_chapter(world)
-    recipe = demo_recipe(folder / "data")
+    recipe = demo_recipe(folder / DATA)
     story = Story(world, run_pipeline(recipe, folder / RUN, observer=observer), None)
     yield priors_chapter(story)
     yield zero_shot_chapter(story)

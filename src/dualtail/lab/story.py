@@ -66,7 +66,7 @@ class Story:
     @cached_property
     def labels(self) -> Tensor:
         """``(N,)`` of test."""
-        return LogitsFile(self.run.member(FIRST).logits, "test").labels
+        return LogitsFile(self.run.verified(self.run.member(FIRST).logits), "test").labels
 
     @cached_property
     def d_groups(self) -> ClassGroups:
@@ -84,12 +84,13 @@ class Story:
 
     def zero_shot(self, name: str) -> Tensor:
         """Return a foundation model's zero-shot logits of test."""
-        return LogitsFile(self._of_backbone(name).backbone(name).zero_shot, "test").logits
+        run = self._of_backbone(name)
+        return LogitsFile(run.verified(run.backbone(name).zero_shot), "test").logits
 
     def member(self, name: str) -> Tensor:
         """Return a member's logits of test, from whichever run has it."""
         run = self.run if name in self.names or self.controls is None else self.controls
-        return LogitsFile(run.member(name).logits, "test").logits
+        return LogitsFile(run.verified(run.member(name).logits), "test").logits
 
     def ensemble(self, names: Sequence[str]) -> Tensor:
         """Return the backdoor-adjusted logits of members."""

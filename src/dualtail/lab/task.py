@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def write_task(world: World, folder: str | Path) -> Manifest:
     Raises:
         DataError: the folder holds something else.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     check_replaceable(folder, TASK_FILE, "task of the lab")
     with atomic_folder(folder) as temporary:
         rows = [

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dualtail.errors import DataError, InputError, nearest_fix
+from dualtail.files import read_text
 from dualtail.lab.render import FACTOR_VALUES
+from dualtail.plain_yaml import YamlFault, parse_yaml
 
 # Streams of random numbers: (world seed, stream, ...) names every draw, so that no draw moves another.
 CODES, NAMES, PRIORS, CORPUS, TASK, BATCHES, PROBES = range(7)
@@ -206,10 +207,10 @@ def read_world(path: str | Path) -> World:
     """
     path = Path(path)
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: Any = parse_yaml(read_text(path))
     except FileNotFoundError:
         raise DataError("no such file", where=str(path), fix="give the path of a world file (YAML)") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, YamlFault) as error:
         raise DataError(f"cannot be read ({' '.join(str(error).split())})", where=str(path)) from None
     try:
         return World.model_validate(content)

@@ -20,27 +20,56 @@ from dualtail.errors import InputError
 ArrayLike = Any  # numpy array, torch tensor or nested list of numbers
 
 
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # with which torch can do next to nothing
+
+
 def as_tensor(value: ArrayLike, name: str) -> Tensor:
-    """Return ``value`` as a tensor that shares memory where it can, refusing anything but numbers."""
-    if isinstance(value, Tensor):
-        return value
+    """Return ``value`` as a dense tensor that shares memory where it can, refusing anything but numbers."""
+    tensor = value if isinstance(value, Tensor) else _from_array(value, name)
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise InputError(
+            f"{name} is a sparse or quantized tensor", fix="pass a dense one, such as x.to_dense()"
+        )
+    if tensor.is_meta:
+        raise InputError(f"{name} has no data: it is on the device meta")
+    if tensor.dtype not in _UNSIGNED:
+        return tensor
+    whole = tensor.long()
+    if bool((whole < 0).any()):
+        raise InputError(f"{name} holds whole numbers of more than 63 bits")
+    return whole
+
+
+def _from_array(value: ArrayLike, name: str) -> Tensor:
     try:
+        if isinstance(value, (list, tuple)) and value and all(isinstance(item, Tensor) for item in value):
+            return torch.stack([item.detach() for item in value])
+        if np.ma.is_masked(value):
+            raise InputError(f"{name} is a masked array that hides entries", fix="fill or drop them first")
         array = np.asarray(value)
         if array.dtype == object:
             raise TypeError
+        # torch knows neither swapped bytes, steps backwards nor more than 64 bits.
+        array = np.asarray(
+            array, dtype=np.float64 if array.dtype.kind == "f" and array.itemsize > 8 else None
+        )
+        if not array.dtype.isnative or any(step < 0 or step % array.itemsize for step in array.strides):
+            array = array.astype(array.dtype.newbyteorder("="), order="C")
         with warnings.catch_warnings():
             # A read-only array, such as a memory map larger than the memory, is only read.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
             return torch.from_numpy(array)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{name} is not an array of numbers", fix="pass a tensor or a numpy array") from None
 
 
 def as_float(value: ArrayLike, name: str) -> Tensor:
     """Return ``value`` as a float32 or float64 tensor (integers and half precision become float32)."""
     tensor = as_tensor(value, name)
-    if tensor.is_complex():
-        raise InputError(f"{name} is complex")
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise InputError(f"{name} has dtype {tensor.dtype}", fix="expected real numbers")
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
@@ -68,19 +97,22 @@ def as_logits(value: ArrayLike, name: str = "logits", *, finite: bool = True) ->
     return check_finite(tensor, name) if finite else tensor
 
 
-def as_labels(value: ArrayLike, num_classes: int, shape: tuple[int, ...], name: str = "labels") -> Tensor:
-    """Return int64 labels of ``shape`` with every value in ``[0, num_classes)``."""
+def as_labels(
+    value: ArrayLike, num_classes: int | None, shape: tuple[int, ...] | None, name: str = "labels"
+) -> Tensor:
+    """Return int64 labels of ``shape`` with every value in ``[0, num_classes)``; None for any of the two."""
     tensor = as_tensor(value, name)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise InputError(f"{name} has dtype {tensor.dtype}", fix="expected integers")
-    if tuple(tensor.shape) != tuple(shape):
+    if shape is not None and tuple(tensor.shape) != tuple(shape):
         raise InputError(f"{name} has shape {tuple(tensor.shape)}", fix=f"expected {tuple(shape)}")
     tensor = tensor.long()
     if tensor.numel():
         low, high = int(tensor.min()), int(tensor.max())
-        if low < 0 or high >= num_classes:
+        most = high if num_classes is None else num_classes - 1
+        if low < 0 or high > most:
             raise InputError(
-                f"{name} holds {low if low < 0 else high}", fix=f"expected values from 0 to {num_classes - 1}"
+                f"{name} holds {low if low < 0 else high}", fix=f"expected values from 0 to {max(most, 0)}"
             )
     return tensor
 

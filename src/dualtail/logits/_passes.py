@@ -252,11 +252,11 @@ def _two_dimensional(logits: ArrayLike) -> Any:
     if not floating:
         raise InputError(f"logits has dtype {dtype}", fix="expected floating point")
     if isinstance(logits, Tensor):
-        logits = logits.detach()
+        logits = as_tensor(logits, "logits").detach()
     elif (
         isinstance(logits, np.ndarray) and logits.flags.writeable and logits.dtype in (np.float32, np.float64)
     ):
-        logits = torch.from_numpy(logits)
+        logits = as_tensor(logits, "logits")
     if len(shape) == 2:
         return logits
     if not hasattr(logits, "reshape"):

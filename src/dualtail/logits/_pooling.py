@@ -159,7 +159,7 @@ class Members:
 
     def _flat(self, value: ArrayLike, name: str) -> ArrayLike:
         """Return ``(N, C)`` without reading it, after checking kind and shape."""
-        if not isinstance(value, (Tensor, np.ndarray)):
+        if not isinstance(value, np.ndarray):
             value = as_tensor(value, name)
         if _shape(value, name) != self.shape:
             raise InputError(

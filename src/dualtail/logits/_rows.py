@@ -26,14 +26,14 @@ class LogitRows:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for rows in row_chunks(len(self.labels), self.num_classes, _BUDGET):
-            chunk = as_logits(self.values[rows], finite=False)
+            chunk = as_logits(self.values[rows], finite=False).detach()
             check_finite(chunk, f"logits (rows from {rows.start})")
             yield chunk, self.labels[rows].to(chunk.device)
 
 
 def logit_rows(logits: ArrayLike, labels: ArrayLike) -> LogitRows:
     """Return the samples of ``logits (..., C)`` and ``labels (...)`` as rows, refusing malformed or no samples."""
-    values = logits if isinstance(logits, (np.ndarray, Tensor)) else as_tensor(logits, "logits")
+    values = logits if isinstance(logits, np.ndarray) else as_tensor(logits, "logits")
     as_logits(values[:0] if values.ndim > 1 else values, finite=False)  # shape and dtype only
     target = as_labels(labels, values.shape[-1], tuple(values.shape[:-1])).reshape(-1)
     if not len(target):
@@ -46,7 +46,7 @@ def as_predictions(value: ArrayLike, shape: tuple[int, ...], name: str) -> Tenso
 
     Of equal logits the first class is predicted.
     """
-    values = value if isinstance(value, (np.ndarray, Tensor)) else as_tensor(value, name)
+    values = value if isinstance(value, np.ndarray) else as_tensor(value, name)
     floating = values.is_floating_point() if isinstance(values, Tensor) else values.dtype.kind == "f"
     expected = f"expected integers {shape} or floating-point logits {(*shape, 'C')}"
     if tuple(values.shape[: values.ndim - floating]) != shape:

@@ -108,10 +108,8 @@ def paired_test(
     """
     check_choice("measure", measure, ("overall", "macro"))
     check_interval(confidence, "wilson")
-    target = as_tensor(labels, "labels")
-    shape = tuple(target.shape)
-    highest = int(target.max()) + 1 if target.numel() else 1
-    flat = as_labels(target, highest, shape).reshape(-1).cpu()
+    target = as_labels(labels, None, None)
+    shape, flat = tuple(target.shape), target.reshape(-1).cpu()
     right_a, right_b = ((as_predictions(x, shape, name) == flat).numpy() for x, name in ((a, "a"), (b, "b")))
     label = flat.numpy()
     if classes is not None:

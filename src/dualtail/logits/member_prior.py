@@ -83,6 +83,7 @@ class MemberPrior:
         return cls(**{**data, **lists})
 
 
+@torch.no_grad()
 def fit_member_prior(
     members: Sequence[ArrayLike] | ArrayLike,
     labels: ArrayLike,

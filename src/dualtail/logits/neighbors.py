@@ -306,9 +306,8 @@ def error_correlation(
         [[1.0, 0.0], [0.0, 1.0]]
     """
     check_choice("measure", measure, ("phi", "q", "double_fault"))
-    target = as_tensor(labels, "labels")
-    highest = int(target.max()) + 1 if target.numel() else 1
-    flat = as_labels(target, highest, tuple(target.shape)).reshape(-1).cpu()
+    target = as_labels(labels, None, None)
+    flat = target.reshape(-1).cpu()
     wrong = [(p != flat).double() for p in _member_predictions(members, tuple(target.shape))]
     return np.array([[_coincidence(x, y, measure) for y in wrong] for x in wrong])
 
@@ -335,9 +334,11 @@ def _member_predictions(
         raise InputError("there are no members")
     if shape is None:
         first = as_tensor(members[0], "members[0]")
+        if not first.ndim:
+            raise InputError("members[0] is a single number", fix="pass a list with one array a member")
         shape = tuple(first.shape[: first.ndim - first.is_floating_point()])
     predictions = [as_predictions(member, shape, f"members[{i}]") for i, member in enumerate(members)]
-    if not len(predictions[0]):
+    if not predictions[0].numel():
         raise InputError("members hold no samples")
     return predictions
 
@@ -369,10 +370,9 @@ def linear_cka(x: ArrayLike, y: ArrayLike, *, debiased: bool = False) -> float:
     """
     first, second = (check_finite(as_float(value, name), name) for value, name in ((x, "x"), (y, "y")))
     for value, name in ((first, "x"), (second, "y")):
-        if value.ndim != 2 or len(value) != len(first):
-            raise InputError(
-                f"{name} has shape {tuple(value.shape)}", fix=f"expected ({len(first)}, D), as x"
-            )
+        rows = len(first) if first.ndim else "N"
+        if value.ndim != 2 or len(value) != rows:
+            raise InputError(f"{name} has shape {tuple(value.shape)}", fix=f"expected ({rows}, D), as x")
     least = 4 if debiased else 2
     if len(first) < least:
         raise InputError(f"x holds {len(first)} samples", fix=f"expected at least {least}")

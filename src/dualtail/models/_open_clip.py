@@ -1,11 +1,12 @@
-"""Builds ``open_clip:ARCH/TAG``, ``open_clip:DIR`` and ``open_clip:hf-hub:OWNER/NAME``."""
+"""Builds ``open_clip:ARCH/TAG``, ``open_clip:DIR`` and ``open_clip:hf-hub:OWNER/NAME@REVISION``."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
 from dualtail.errors import BackboneError, nearest_fix
+from dualtail.files import read_text
 from dualtail.models.activation import replace_quick_gelu
 from dualtail.models.attention import replace_attention
+from dualtail.models.foreign import check_model_cfg, make_tokenizer, refuse_own_code, without_own_code
 from dualtail.models.parts import RANDOM, Parts, image_spec, quiet, seeded
 from dualtail.models.projection import AttentionPoolFeature, Projection, linear_projection
 from dualtail.models.weights import fingerprint, hub_file, load_strict, read_state_dict, unreachable
@@ -40,8 +43,11 @@ class _Source:
 
     model_cfg: dict[str, Any]
     preprocess: dict[str, Any]
-    tokenizer_name: str
     weights: Callable[[], Path] | None  # finds the file that belongs to the name, when there is one
+    folder: Path | None = None  # of a local model, whose tokenizer lies in it too
+    revisions: dict[str, str] = field(
+        default_factory=dict
+    )  # of repositories on the hub, where one was asked for
 
 
 def build(name: str, rest: str, *, weights: str | None, seed: int) -> Parts:
@@ -58,7 +64,7 @@ def build(name: str, rest: str, *, weights: str | None, seed: int) -> Parts:
     path = None if weights == RANDOM else Path(weights) if weights else _own_weights(name, source)
     state = None if path is None else read_state_dict(path)
     with quiet(), seeded(seed):
-        model = _construct(name, source.model_cfg)
+        model = _construct(name, source)
     if state is not None:
         load_strict(
             model,
@@ -73,8 +79,8 @@ def build(name: str, rest: str, *, weights: str | None, seed: int) -> Parts:
 def _source(name: str, rest: str) -> _Source:
     if rest.startswith(_HUB):
         return _hub_source(name, rest.removeprefix(_HUB))
-    if Path(rest).expanduser().is_dir() or rest.startswith(("/", "./", "../", "~")):
-        return _local_source(name, Path(rest).expanduser())
+    if os.path.isdir(os.path.expanduser(rest)) or rest.startswith(("/", "./", "../", "~")):
+        return _local_source(name, Path(os.path.expanduser(rest)))
     return _listed_source(name, rest)
 
 
@@ -86,35 +92,38 @@ def _local_source(name: str, folder: Path) -> _Source:
             what, where=name, fix=f"a local backbone is a folder with {CONFIG_FILE} and its weights"
         )
     config = _read_config(config_file)
+    refuse_own_code(folder)
     weights = next((folder / file for file in _DIR_WEIGHTS if (folder / file).is_file()), None)
     return _Source(
         model_cfg=config["model_cfg"],
         preprocess=asdict(PreprocessCfg()) | config.get("preprocess_cfg", {}),
-        tokenizer_name=f"local-dir:{folder}",
         weights=(lambda: weights) if weights else None,
+        folder=folder,
     )
 
 
-def _hub_source(name: str, repository: str) -> _Source:
-    config = _read_config(hub_file(repository, [CONFIG_FILE], where=name))
+def _hub_source(name: str, rest: str) -> _Source:
+    repository, _, revision = rest.partition("@")
+    config = _read_config(hub_file(repository, [CONFIG_FILE], where=name, revision=revision or None))
     return _Source(
         model_cfg=config["model_cfg"],
         preprocess=asdict(PreprocessCfg()) | config.get("preprocess_cfg", {}),
-        tokenizer_name=_HUB + repository,
-        weights=lambda: hub_file(repository, _HUB_WEIGHTS, where=name),
+        weights=lambda: hub_file(repository, _HUB_WEIGHTS, where=name, revision=revision or None),
+        revisions={repository: revision} if revision else {},
     )
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(path))
         dict(config["model_cfg"]), dict(config.get("preprocess_cfg", {}))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BackboneError(
             f"cannot be used ({type(error).__name__}: {error})",
             where=str(path),
             fix='expected {"model_cfg": {...}, "preprocess_cfg": {...}}',
         ) from error
+    check_model_cfg(config["model_cfg"], str(path))
     return config
 
 
@@ -129,7 +138,7 @@ def _listed_source(name: str, rest: str) -> _Source:
         )
     preprocess = asdict(PreprocessCfg())
     if not tag:
-        return _Source(model_cfg, preprocess, arch, None)
+        return _Source(model_cfg, preprocess, None)
     pretrained = open_clip.get_pretrained_cfg(arch, tag)
     if not pretrained:
         raise BackboneError(
@@ -144,7 +153,7 @@ def _listed_source(name: str, rest: str) -> _Source:
         )
     keys = ("mean", "std", "interpolation", "resize_mode")
     preprocess |= {key: pretrained[key] for key in keys if key in pretrained}
-    return _Source(model_cfg, preprocess, arch, lambda: _fetch(name, pretrained))
+    return _Source(model_cfg, preprocess, lambda: _fetch(name, pretrained))
 
 
 def _twin(arch: str) -> str:
@@ -187,17 +196,19 @@ def _own_weights(name: str, source: _Source) -> Path:
     return source.weights()
 
 
-def _construct(name: str, model_cfg: dict[str, Any]) -> nn.Module:
-    """Build the architecture without any weights, as ``open_clip.create_model`` would."""
-    config = deepcopy(model_cfg)
+def _construct(name: str, source: _Source) -> nn.Module:
+    """Build the architecture without any weights and any code of its own, as ``open_clip.create_model`` would."""
+    config = deepcopy(source.model_cfg)
     try:
         uses_hub_text = "hf_model_name" in config["text_cfg"]
         if uses_hub_text:
             config["text_cfg"]["hf_model_pretrained"] = False
+        if "timm_model_name" in config["vision_cfg"]:
+            config["vision_cfg"]["timm_model_pretrained"] = False
         custom_text = config.pop("custom_text", False) or uses_hub_text
-        if "multimodal_cfg" in config:
-            return open_clip.CoCa(**config)
-        return (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**config)
+        kind = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
+        with without_own_code(source.revisions):
+            return (open_clip.CoCa if "multimodal_cfg" in config else kind)(**config)
     except BackboneError:
         raise
     except OSError as error:  # transformers looks for the text tower's config on the hub
@@ -246,7 +257,7 @@ def _take_apart(name: str, model: nn.Module, source: _Source, digest: str) -> Pa
         fingerprint=digest,
         text=text,
         text_blocks=text_blocks,
-        tokenizer=lambda: _tokenizer(name, source.tokenizer_name),
+        tokenizer=lambda: _tokenizer(name, source),
     )
 
 
@@ -290,9 +301,11 @@ def _split_trunk(visual: Any) -> tuple[str, int, nn.Module, list[nn.Module]]:
     return family, _timm.feature_dim(visual.trunk.model), projection, blocks
 
 
-def _tokenizer(name: str, tokenizer_name: str) -> Any:
+def _tokenizer(name: str, source: _Source) -> Any:
     try:
         with quiet():
-            return open_clip.get_tokenizer(tokenizer_name)
+            return make_tokenizer(source.model_cfg, source.folder, source.revisions)
+    except BackboneError:
+        raise
     except Exception as error:  # transformers and the hub client raise many kinds
         raise unreachable(name, "the tokenizer's files", str(error).splitlines()[0]) from error

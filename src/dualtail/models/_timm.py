@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def _with_weights(name: str, rest: str, weights: str | None) -> nn.Module:
     if weights == RANDOM:
         return _create(rest)
     if weights:
-        return _from_file(name, rest, Path(weights).expanduser())
+        return _from_file(name, rest, Path(os.path.expanduser(weights)))
     config = get_pretrained_cfg(rest)
     if config is None or not config.has_weights:
         raise BackboneError(

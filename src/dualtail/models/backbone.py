@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualtail.errors import BackboneError, nearest_fix
+from dualtail.errors import BackboneError, DualtailError, nearest_fix
 from dualtail.models import _open_clip, _timm
 from dualtail.models._resize import resize_input
 from dualtail.models.blocks import Block, blocks_of
@@ -255,7 +255,8 @@ def load_backbone(
     Args:
         name: ``open_clip:ARCH/TAG`` (``open_clip:ViT-B-16-quickgelu/openai``), ``open_clip:DIR`` (a folder with
             ``open_clip_config.json`` and weights in open_clip's hub format), ``open_clip:hf-hub:OWNER/NAME`` (the same
-            on the Hugging Face hub), ``timm:NAME``, or ``LIBRARY:REST`` with another key of ``BACKBONES``.
+            on the Hugging Face hub; ``OWNER/NAME@COMMIT`` pins it), ``timm:NAME``, or ``LIBRARY:REST`` with another key
+            of ``BACKBONES``.
         weights: a local checkpoint to use instead of the weights that the name stands for, or ``"random"``.
         seed: of random weights; torch's global generator is left alone.
         image_size: side of the input images, when it is not to be the pre-trained one: position embeddings are resized.
@@ -281,15 +282,38 @@ def load_backbone(
     if not rest or library not in BACKBONES:
         fix = nearest_fix(library, BACKBONES, usage) if rest else usage
         raise BackboneError(f"unknown backbone {name!r}", fix=fix)
-    parts = BACKBONES[library](name, rest, weights=weights, seed=seed)
-    resized = image_size is not None and image_size != parts.image_spec.size
-    if image_size is not None and resized:
-        with quiet():
-            resize_input(name, parts, image_size)
-    made = Backbone(name, parts, weights=weights, seed=seed).to(device)
+    try:
+        parts = BACKBONES[library](name, rest, weights=weights, seed=seed)
+        resized = image_size is not None and image_size != parts.image_spec.size
+        if image_size is not None and resized:
+            with quiet():
+                resize_input(name, parts, image_size)
+        made = Backbone(name, parts, weights=weights, seed=seed)
+    except DualtailError:
+        raise
+    except _IMPOSSIBLE as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise BackboneError(
+            f"cannot be built ({reason})", where=name, fix="check its name and its files"
+        ) from error
+    if made.image_spec.size < 1:
+        raise BackboneError("takes images of 0 pixels", where=name, fix="check its files")
+    made = made.to(device)
     if resized:
         _check_input(made)
     return made
+
+
+# What the libraries raise for sizes that no architecture has: they come from files, which anybody can write.
+_IMPOSSIBLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def _check_input(backbone: Backbone) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from dualtail.errors import BackboneError, InputError
-from dualtail.files import write_json, write_tensors
+from dualtail.files import DAMAGE, read_text, refuse_irregular, write_json, write_tensors
 from dualtail.models.backbone import Backbone, load_backbone
 from dualtail.models.heads import Head, build_head
 from dualtail.models.text import check_class_names
@@ -23,6 +25,30 @@ from dualtail.models.tuners import Tuner, attach_tuner
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "trainable.safetensors"
+
+
+class _Part(TypedDict):
+    name: str
+    options: dict[str, Any]
+
+
+class _Backbone(TypedDict):
+    name: str
+    weights: str | None
+    seed: int
+    image_size: int | None
+    fingerprint: str
+
+
+class _Config(TypedDict):
+    backbone: _Backbone
+    tuner: _Part
+    text_tuner: _Part | None
+    head: _Part
+    class_names: list[str]
+
+
+_CONFIG = TypeAdapter(_Config)
 
 
 class Classifier(nn.Module):
@@ -172,9 +198,9 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     """
     path = Path(directory) / CONFIG_FILE
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(path))
         version = config["format_version"]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except DAMAGE as error:
         raise BackboneError(
             f"no saved classifier ({type(error).__name__})", where=str(path), fix="give a member's directory"
         ) from error
@@ -184,13 +210,23 @@ def read_config(directory: str | Path) -> dict[str, Any]:
             where=str(path),
             fix="install the dualtail that wrote it",
         )
+    try:
+        _CONFIG.validate_python(config, strict=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise BackboneError(
+            f"is damaged ({'.'.join(map(str, fault['loc']))}: {fault['msg']})",
+            where=str(path),
+            fix="train the member again",
+        ) from None
     return config
 
 
 def _read_trainable(path: Path) -> dict[str, Tensor]:
     try:
+        refuse_irregular(path)
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (SafetensorError, *DAMAGE) as error:
         raise BackboneError(
             f"cannot be read ({error})", where=str(path), fix="train the member again"
         ) from error
@@ -278,21 +314,32 @@ def build_classifier(
         len(names),
         backbone=backbone,
         class_names=names,
-        **{"seed": seed, **(head_options or {})},
+        **_own_options(head_options, seed, "name", "feature_dim", "num_classes", "backbone", "class_names"),
     )
     with ExitStack() as undo:  # a refusal on the way leaves the backbone free
         attached = attach_tuner(
-            backbone, tuner, num_classes=len(names), **{"seed": seed, **(tuner_options or {})}
+            backbone, tuner, num_classes=len(names), **_own_options(tuner_options, seed, *_OF_TUNERS)
         )
         undo.callback(attached.detach)
         text = None
         if text_tuner is not None:
-            options = {"seed": seed, **(text_tuner_options or {})}
+            options = _own_options(text_tuner_options, seed, *_OF_TUNERS)
             text = attach_tuner(backbone, text_tuner, num_classes=len(names), tower="text", **options)
             undo.callback(text.detach)
         classifier = Classifier(backbone, attached, made, names, text)
         undo.pop_all()
     return classifier
+
+
+_OF_TUNERS = ("backbone", "name", "num_classes", "tower")
+
+
+def _own_options(options: Mapping[str, Any] | None, seed: int, *given: str) -> dict[str, Any]:
+    """Return a part's options and seed; those that the classifier itself has ``given`` are nobody's to choose."""
+    for name in options or {}:
+        if name in given:
+            raise InputError(f"{name!r} is no option of a tuner or head", fix="remove it")
+    return {"seed": seed, **(options or {})}
 
 
 def load_classifier(

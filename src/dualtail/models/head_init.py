@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from dualtail.errors import BackboneError, InputError
 from dualtail.models.backbone import Backbone
 from dualtail.registry import Registry
+from dualtail.schema import PositiveFloat, PositiveInt, Seed
 
 _INPUTS = frozenset({"text_features", "features", "labels"})
 
@@ -70,7 +71,7 @@ def class_mean_weight(features: Tensor, labels: Tensor, num_classes: int) -> Ten
 
 
 def kshot_mean_weight(
-    features: Tensor, labels: Tensor, num_classes: int, *, shots: int = 16, seed: int = 0
+    features: Tensor, labels: Tensor, num_classes: int, *, shots: PositiveInt = 16, seed: int = 0
 ) -> Tensor:
     """Return the class means of at most ``shots`` samples a class, drawn without replacement, ``(C, D)``.
 
@@ -105,7 +106,12 @@ def kshot_mean_weight(
 
 
 def linear_probe_weight(
-    features: Tensor, labels: Tensor, num_classes: int, *, strength: float = 1.0, iterations: int = 1000
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    strength: PositiveFloat = 1.0,
+    iterations: PositiveInt = 1000,
 ) -> Tensor:
     """Return the normalised weights of a balanced logistic regression on unit features, ``(C, D)``.
 
@@ -149,6 +155,7 @@ HEAD_INITS: Registry[Callable[..., Tensor | None]] = Registry(
     },
     group="dualtail.head_inits",
     given=("backbone", "num_classes", "text_features", "features", "labels", "seed"),
+    common={"seed": Seed},
 )
 """What computes a head's first weights ``(C, D)``; it is given what its parameters name, see ``head_init_needs``."""
 
@@ -193,7 +200,8 @@ def head_weight(
         InputError: unknown name or option, or what ``head_init_needs`` names is missing.
         BackboneError: as for ``text_weight``.
     """
-    HEAD_INITS.check_options(name, options)
+    options = HEAD_INITS.check_options(name, {**options, "seed": seed})
+    seed = options.pop("seed")
     given = {"backbone": backbone, "num_classes": num_classes, "text_features": text_features}
     given |= {"features": features, "labels": labels, "seed": seed}
     init = HEAD_INITS[name]

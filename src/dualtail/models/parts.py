@@ -115,14 +115,21 @@ def image_spec(name: str, size: object, config: Mapping[str, Any]) -> ImageSpec:
 
     open_clip calls it ``resize_mode``, timm ``crop_mode``, where whole images are squeezed into the square.
     """
-    sides = {int(side) for side in size} if isinstance(size, (tuple, list)) else {int(size)}  # type: ignore[call-overload]
+    try:
+        sides = {int(side) for side in size} if isinstance(size, (tuple, list)) else {int(size)}  # type: ignore[call-overload]
+        mean, std = (tuple(float(value) for value in config[key]) for key in ("mean", "std"))
+    except (TypeError, ValueError, OverflowError, KeyError) as error:
+        raise BackboneError(
+            f"its preprocessing cannot be read ({type(error).__name__}: {error})",
+            where=name,
+            fix="mend size, mean and std in its configuration",
+        ) from None
     if len(sides) != 1:
         raise BackboneError(
             f"expects images of {'x'.join(map(str, size))} pixels",  # type: ignore[call-overload]
             where=name,
             fix="only square inputs are supported: choose another backbone or set image_size",
         )
-    mean, std = (tuple(float(value) for value in config[key]) for key in ("mean", "std"))
     if len(mean) != 3 or len(std) != 3:
         raise BackboneError(f"expects {len(mean)} image channels", where=name, fix="only RGB is supported")
     interpolation = str(config.get("interpolation", "bicubic"))

@@ -7,9 +7,11 @@ Nothing is unpickled except through ``weights_only=True``.
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -36,7 +38,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         BackboneError: the file is missing, is damaged, or holds something else than tensors.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise BackboneError(
             "no such weights file", where=str(path), fix="give the path of a .safetensors, .bin or .pt file"
@@ -138,7 +140,7 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def hub_file(repository: str, filenames: Iterable[str], *, where: str) -> Path:
+def hub_file(repository: str, filenames: Iterable[str], *, where: str, revision: str | None = None) -> Path:
     """Return the first of ``filenames`` in a Hugging Face repository: from the local cache, else downloaded.
 
     A machine without a network answers at once instead of going through the hub client's retries.
@@ -147,6 +149,7 @@ def hub_file(repository: str, filenames: Iterable[str], *, where: str) -> Path:
         repository: ``owner/name`` on the hub.
         filenames: names to try, the preferred one first.
         where: the backbone's name, for the message.
+        revision: a commit, tag or branch; None is what the main branch has now, or had when it was cached.
 
     Raises:
         BackboneError: none of the files is cached and the hub cannot be reached or does not have them.
@@ -154,15 +157,16 @@ def hub_file(repository: str, filenames: Iterable[str], *, where: str) -> Path:
     import huggingface_hub
 
     names = list(filenames)
+    pinned: dict[str, Any] = {} if revision is None else {"revision": revision}
     for name in names:
-        cached = huggingface_hub.try_to_load_from_cache(repository, name)
+        cached = huggingface_hub.try_to_load_from_cache(repository, name, **pinned)
         if isinstance(cached, str):
             return Path(cached)
     reason = _hub_unreachable()
     if reason is None:
         for name in names:
             try:
-                return Path(huggingface_hub.hf_hub_download(repository, name))
+                return Path(huggingface_hub.hf_hub_download(repository, name, **pinned))
             except huggingface_hub.errors.EntryNotFoundError:
                 reason = f"the hub has no {' or '.join(names)}"
             except Exception as error:  # the client's own errors and those of either HTTP library beneath it

@@ -149,7 +149,15 @@ def image_data(results: RunResults, samples: Samples | None, budget: int) -> tup
     if not budget:
         return empty, "The page was written without images."
     rows = worst_images(samples, len(results.classes))
-    thumbnails = make_thumbnails(rows, samples, image_root(results), budget)
+    data = results.recipe.data
+    thumbnails = make_thumbnails(
+        rows,
+        samples,
+        image_root(results),
+        budget,
+        allow_outside=data.allow_outside,
+        max_pixels=data.max_pixels,
+    )
     if not thumbnails.pictures:
         return empty, f"The test images were not found under {image_root(results)}, so none are shown."
     models = list(samples.members)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dualtail.errors import RunError, check_choice
+from dualtail.errors import RunError, check_choice, printable
 from dualtail.files import write_text
 from dualtail.report.comparison import compare_runs
 from dualtail.report.formats import to_csv, to_json, to_latex, to_markdown
 from dualtail.report.report_table import ReportTable
 from dualtail.report.samples import read_samples
 from dualtail.report.tables import run_tables
+from dualtail.runs.directory import RunDirectory
 from dualtail.runs.finished import read_results
 
 FORMATS: dict[str, Callable[[Sequence[ReportTable]], str]] = {
@@ -37,8 +39,11 @@ def write_tables(
         RunError: a directory is no finished run, there is no such table, or the file cannot be written.
     """
     text = FORMATS[format_](choose_tables(collect_tables(runs), names))
+    for run in map(RunDirectory.read, runs):
+        if stale := run.standing():
+            print(f"{run.root}: {stale}", file=sys.stderr)
     if out is None:
-        print(text)
+        print(printable(text, keep="\n"))
     else:
         write_out(out, text + "\n")
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dualtail.files import csv_cell
 from dualtail.report.report_table import Estimate, ReportTable, format_interval, format_value, number
 
 
@@ -135,7 +136,10 @@ def _grid(
 
 
 def to_csv(tables: Sequence[ReportTable]) -> str:
-    """Return tables as CSV with fractions, one after another, each under a ``# title`` line if there are several."""
+    """Return tables as CSV with fractions, one after another, each under a ``# title`` line if there are several.
+
+    No cell is a formula.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for place, table in enumerate(tables):
@@ -144,7 +148,7 @@ def to_csv(tables: Sequence[ReportTable]) -> str:
         records = to_records(table)
         columns = list(dict.fromkeys(key for record in records for key in record))
         writer.writerow(columns)
-        writer.writerows([record.get(key) for key in columns] for record in records)
+        writer.writerows([csv_cell(record.get(key)) for key in columns] for record in records)
     return text.getvalue().rstrip("\n")
 
 

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from dualtail.errors import RunError
-from dualtail.files import read_json
+from dualtail.files import read_json, reading
 from dualtail.report.model_styles import color_of
 from dualtail.report.report_table import Column, Estimate, ReportTable
 from dualtail.report.words import count
@@ -53,18 +51,16 @@ def read_maps(results: RunResults, colors: dict[str, int]) -> ModelMaps | None:
     """
     files = results.run.attribution
     wanted = results.recipe.evaluate.attribution is not None
-    if not wanted or not files.about.is_file() or not files.maps.is_file():
+    records = results.run.records
+    if not wanted or not records.has(files.about) or not records.has(files.maps):
         return None
-    about = read_json(files.about)
-    try:
+    about = read_json(results.run.verified(files.about), dict)
+    maps = results.run.verified(files.maps)
+    with reading(files.folder):
         # Those of an earlier recipe may still lie there.
         if {(item["kind"], item["name"]) for item in about["models"]} != _models(results):
             return None
-        return _shown(results, about, load_file(files.maps), colors)
-    except (OSError, KeyError, TypeError, SafetensorError) as error:
-        raise RunError(
-            f"cannot be read ({error})", where=str(files.folder), fix="delete the folder and run again"
-        ) from None
+        return _shown(results, about, load_file(maps), colors)
 
 
 def _models(results: RunResults) -> set[tuple[str, str]]:

@@ -9,6 +9,7 @@ from dualtail.report.report_table import Column, ReportTable
 from dualtail.report.words import and_list
 from dualtail.runs.finished import RunResults
 from dualtail.runs.recipe_file import dump_recipe
+from dualtail.runs.records import other_versions
 from dualtail.runs.results import Row
 
 # In older runs each record of these stages holds the whole pass that served all of them.
@@ -66,6 +67,7 @@ def _facts(results: RunResults) -> ReportTable:
         ("data fingerprint", data.get("fingerprint")),
         ("images", splits or None),
     ]
+    facts += [("other versions", line) for line in other_versions(results.stages)]
     rows = [{"fact": fact, "value": value} for fact, value in facts if value is not None]
     return ReportTable("provenance", "Where it was run", [Column("fact", ""), Column("value", "")], rows)
 

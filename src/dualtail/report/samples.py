@@ -66,7 +66,7 @@ def read_samples(results: RunResults) -> Samples | None:
     """
     if not has_logits(results.run):
         return None
-    stored = RunLogits(results.run, results.classes.evaluated_on)
+    stored = RunLogits(results.run, results.classes.evaluated_on, results.classes.names)
     ensemble: list[list[Tensor]] = []
     members: dict[str, list[list[Tensor]]] = defaultdict(list)
     for rows, logits in stored.chunks():

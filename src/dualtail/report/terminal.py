@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from dualtail.errors import printable
 from dualtail.report.comparison import compare_runs
 from dualtail.report.report_table import Column, ReportTable, format_interval, format_value
 from dualtail.report.samples import read_samples
 from dualtail.report.sentences import describe_run
 from dualtail.report.tables.methods import comparisons_table, methods_table, subsets_table
+from dualtail.report.words import shown
 from dualtail.runs.finished import RunResults, read_results
 
 # So many subsets are shown; the page and the files have them all.
@@ -44,7 +45,7 @@ def print_runs(roots: Sequence[Path | str], console: Console | None = None) -> N
     if len(runs) > 1:
         comparison = compare_runs(runs, [read_samples(run) for run in runs])
         console.print(f"\n[bold]{len(runs)} runs compared[/bold]")
-        console.print(escape(comparison.sentence), soft_wrap=True)
+        console.print(shown(comparison.sentence), soft_wrap=True)
         _print_tables(comparison.tables, console)
 
 
@@ -56,9 +57,11 @@ def _plain_console() -> Console:
 
 def _print_run(results: RunResults, console: Console) -> None:
     """Print a run's overview, methods and subsets."""
-    console.print(f"[bold]{escape(results.name)}[/bold]")
+    console.print(f"[bold]{shown(results.name)}[/bold]")
+    if results.stale:
+        console.print(f"[bold red]{shown(results.stale)}[/bold red]", soft_wrap=True)
     for line in describe_run(results):
-        console.print(f"[dim]{line.topic}:[/dim] {escape(str(line))}", soft_wrap=True)
+        console.print(f"[dim]{line.topic}:[/dim] {shown(line)}", soft_wrap=True)
     subsets = subsets_table(results)
     left_out = len(subsets.rows) - _SUBSETS
     if left_out > 0:
@@ -73,7 +76,7 @@ def _print_tables(tables: Sequence[ReportTable], console: Console) -> None:
         console.print()
         console.print(_fitting(table, console.width))
         if table.note:
-            console.print(f"[dim]{escape(table.note)}[/dim]", soft_wrap=True)
+            console.print(f"[dim]{shown(table.note)}[/dim]", soft_wrap=True)
 
 
 def _fitting(table: ReportTable, width: int) -> Table:
@@ -92,12 +95,12 @@ def _fitting(table: ReportTable, width: int) -> Table:
 
 def _to_rich(table: ReportTable, text_width: int) -> Table:
     """Return a table as Rich has them; words may wrap once they have had ``text_width`` letters."""
-    shown = Table(
-        box=None, pad_edge=False, title=escape(table.title), title_justify="left", title_style="bold"
+    printed = Table(
+        box=None, pad_edge=False, title=shown(table.title), title_justify="left", title_style="bold"
     )
     for column in table.columns:
-        shown.add_column(
-            escape(column.title),
+        printed.add_column(
+            shown(column.title),
             justify="left" if column.is_text else "right",
             overflow="fold",
             min_width=_column_width(table, column, text_width),
@@ -106,11 +109,11 @@ def _to_rich(table: ReportTable, text_width: int) -> Table:
     for row in table.rows:
         mark = row.get("mark")
         if mark and mark != previous:
-            shown.add_row(f"[dim]{escape(table.marks.get(mark, mark))}[/dim]")
+            printed.add_row(f"[dim]{shown(table.marks.get(mark, mark))}[/dim]")
         previous = mark
         cells = (_cell(column, row.get(column.key)) for column in table.columns)
-        shown.add_row(*cells, style="dim" if mark else "")
-    return shown
+        printed.add_row(*cells, style="dim" if mark else "")
+    return printed
 
 
 def _column_width(table: ReportTable, column: Column, text_width: int) -> int:
@@ -121,10 +124,10 @@ def _column_width(table: ReportTable, column: Column, text_width: int) -> int:
 
 def _cell_width(column: Column, value: Any) -> int:
     interval = format_interval(column.kind, value) if column.intervals else ""
-    return len(format_value(column.kind, value)) + (len(f" ({interval})") if interval else 0)
+    return len(printable(format_value(column.kind, value))) + (len(f" ({interval})") if interval else 0)
 
 
 def _cell(column: Column, value: Any) -> str:
     interval = format_interval(column.kind, value) if column.intervals else ""
-    text = escape(format_value(column.kind, value)) or "[dim]-[/dim]"
+    text = shown(format_value(column.kind, value)) or "[dim]-[/dim]"
     return f"{text} [dim]({interval})[/dim]" if interval else text

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dualtail.data.images import decode_image
+from dualtail.data.images import MAX_PIXELS, decode_image
 from dualtail.errors import DataError
+from dualtail.files import is_inside
 from dualtail.report.samples import Samples
 
 WORST = 12  # images a class, at most
@@ -81,7 +82,13 @@ def worst_images(samples: Samples, num_classes: int) -> list[NDArray[np.int64]]:
 
 
 def make_thumbnails(
-    rows: Sequence[NDArray[np.int64]], samples: Samples, root: Path, budget: int
+    rows: Sequence[NDArray[np.int64]],
+    samples: Samples,
+    root: Path,
+    budget: int,
+    *,
+    allow_outside: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Thumbnails:
     """Return pictures of ``rows``, until ``budget`` bytes of base64 are spent.
 
@@ -93,7 +100,15 @@ def make_thumbnails(
         samples: to know their files.
         root: the folder that relative names start from.
         budget: in bytes, captions included.
+        allow_outside: show images that lie outside ``root`` too; otherwise they count as unreadable.
+        max_pixels: of an image, at most.
     """
+
+    def picture_of(row: int) -> str | None:
+        name = samples.sample_ids[row]
+        inside = allow_outside or ("\0" not in name and is_inside(root, name))
+        return encode(root / name, chosen, max_pixels) if inside else None
+
     queue = list(_in_rounds(rows, samples))
     thumbnails = Thumbnails(wanted=len(queue))
     chosen = LARGE if len(queue) <= _MANY_PICTURES else SMALL
@@ -101,8 +116,7 @@ def make_thumbnails(
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(queue), _BATCH):
             batch = queue[start : start + _BATCH]
-            paths = [root / samples.sample_ids[row] for row in batch]
-            for row, picture in zip(batch, pool.map(lambda path: encode(path, chosen), paths), strict=True):
+            for row, picture in zip(batch, pool.map(picture_of, batch), strict=True):
                 if picture is None:
                     thumbnails.unreadable += 1
                 elif spent + len(picture) + _CAPTION_BYTES <= budget:
@@ -130,10 +144,10 @@ def _in_rounds(rows: Sequence[NDArray[np.int64]], samples: Samples) -> Iterator[
                 yield int(rows[index][place])
 
 
-def encode(path: Path, chosen: Format) -> str | None:
+def encode(path: Path, chosen: Format, max_pixels: int = MAX_PIXELS) -> str | None:
     """Return an image file as a small JPEG in base64, or None if it cannot be read."""
     try:
-        image = decode_image(path, min_side=chosen.side)
+        image = decode_image(path, min_side=chosen.side, max_pixels=max_pixels)
     except DataError:
         return None
     image.thumbnail((chosen.side, chosen.side), Image.Resampling.LANCZOS)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.markup import escape
+
+from dualtail.errors import printable
 from dualtail.report.report_table import Estimate, format_interval, format_value
 from dualtail.runs.finished import RunResults
 
@@ -64,3 +67,13 @@ def and_list(words: Sequence[str]) -> str:
         ('a', 'a, b and c')
     """
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def shown(text: object, *, keep: str = "") -> str:
+    r"""Return text that Rich prints as it is: no markup, and nothing that a terminal obeys.
+
+    Example:
+        >>> print(shown("[bold]\x1b[2J"))
+        \[bold]\u001b[2J
+    """
+    return escape(printable(text, keep=keep))

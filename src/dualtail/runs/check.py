@@ -20,7 +20,7 @@ from dualtail.process_group import resolve_device
 from dualtail.runs.choices import find_choice_faults, reader_stands
 from dualtail.runs.dataset import build_manifest, evaluation_split, find_missing_val, find_problems
 from dualtail.runs.members import BackbonePlan, plan_backbones, plan_members
-from dualtail.runs.observer import Observer
+from dualtail.runs.observer import Observer, PatientProgress
 from dualtail.runs.recipe import Recipe
 from dualtail.runs.recipe_file import read_recipe
 
@@ -54,7 +54,7 @@ def check_recipe(
     Args:
         path: the recipe file.
         overrides: as for :func:`~dualtail.runs.recipe_file.read_recipe`.
-        deep: decode every image.
+        deep: decode every image rather than read its header alone.
         observer: hears how far it is.
     """
     observer = observer or Observer()
@@ -83,14 +83,16 @@ def _check_data(recipe: Recipe, result: RecipeCheck, deep: bool, observer: Obser
         return None  # said among the choices already
     observer.stage("data: reading every image" if deep else "data")
     try:
-        manifest = build_manifest(recipe.data, recipe.seed)
+        manifest = build_manifest(
+            recipe.data, recipe.seed, PatientProgress(observer, "decoding every image once")
+        )
     except DataFaults as error:
         result.faults += map(str, error.problems)
         return None
     except DualtailError as error:
         result.faults.append(str(error))
         return None
-    for problem in find_problems(manifest, recipe.data, deep=deep, progress=observer.progress):
+    for problem in find_problems(manifest, recipe.data, deep=deep, headers=True, progress=observer.progress):
         (result.faults if problem.severity == "error" else result.warnings).append(str(problem))
     sizes = ", ".join(f"{size:,} {name}" for name, size in manifest.split_sizes.items())
     counts = manifest.counts("train")

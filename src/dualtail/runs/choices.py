@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from dualtail.data.readers import READERS
 from dualtail.data.samplers import SAMPLINGS
 from dualtail.data.transforms import AUGMENTATIONS, build_augmentation
 from dualtail.errors import DualtailError, RecipeError, check_choice
+from dualtail.files import read_text
 from dualtail.imagespec import ImageSpec
 from dualtail.logits.losses import LOSSES, build_loss
 from dualtail.logits.prior import LabelPrior
 from dualtail.models.head_init import HEAD_INITS
-from dualtail.models.heads import check_head_options
+from dualtail.models.heads import HEADS
 from dualtail.models.text import resolve_templates
-from dualtail.models.tuners import check_tuner_options
+from dualtail.models.tuners import TUNERS
 from dualtail.runs.members import plan_members
 from dualtail.runs.recipe import Augment, Data, Loss, Recipe, Tuner
 
@@ -57,7 +57,7 @@ def _checks(recipe: Recipe) -> Iterator[Callable[[], list[DualtailError] | None]
     yield lambda: _tuner(tuned.tuner, "finetune.tuner")
     if tuned.text_tuner is not None:
         yield lambda: _tuner(tuned.text_tuner, "finetune.text_tuner")  # type: ignore[arg-type]
-    yield lambda: check_head_options(tuned.head.name, tuned.head.options, where="finetune.head")
+    yield lambda: HEADS.option_faults(tuned.head.name, tuned.head.options, where="finetune.head")
     yield lambda: check_choice(
         "head initialisation", tuned.head.init, ["auto", *HEAD_INITS], where="finetune.head.init"
     )
@@ -79,8 +79,8 @@ def _reader(data: Data) -> list[DualtailError]:
     return READERS.option_faults(data.reader, data.options, where="data.options")
 
 
-def _tuner(tuner: Tuner, where: str) -> None:
-    check_tuner_options(tuner.name, tuner.options, where=where)
+def _tuner(tuner: Tuner, where: str) -> list[DualtailError]:
+    return TUNERS.option_faults(tuner.name, tuner.options, where=where)
 
 
 def _augment(augment: Augment) -> list[DualtailError]:
@@ -103,8 +103,8 @@ def read_descriptions(path: str) -> dict[str, Any]:
         RecipeError: it cannot be read, or is something else.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(
             f"cannot be read ({error})", where=path, fix="give a JSON object of class descriptions"
         ) from None

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from dualtail.data.contents import read_contents
 from dualtail.data.loader import Loader, eval_loader
 from dualtail.data.manifest import SPLITS, Manifest
+from dualtail.data.problems import Problem, raise_errors
 from dualtail.data.transforms import eval_transform
 from dualtail.engine.inference import infer
 from dualtail.engine.progress import InferenceProgress
@@ -27,12 +30,14 @@ from dualtail.runs.dataset import evaluation_split
 from dualtail.runs.directory import RunDirectory
 from dualtail.runs.logits_file import SplitLogits
 from dualtail.runs.members import BackbonePlan, MemberPlan
-from dualtail.runs.observer import Observer
-from dualtail.runs.recipe import Recipe
+from dualtail.runs.observer import Observer, PatientProgress
+from dualtail.runs.recipe import Recipe, Text
 
 Model = ZeroShotClassifier | Classifier
 Outputs = dict[str, dict[str, SplitLogits]]
 """Name of a model to name of a set of images to logits."""
+UNREAD_TEXT: list[Any] = [Text().templates, None]
+"""In the place of :meth:`RunContext.text_inputs` where no text is read."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +88,27 @@ class RunContext:
 
     @cached_property
     def split_fingerprints(self) -> dict[str, str]:
-        """The fingerprint of the images of each split."""
-        return {name: self.manifest.split(name).fingerprint() for name in SPLITS}
+        """The fingerprint of the images of each split, by content; all processes must ask for it together first.
+
+        Raises:
+            DataFaults: images that cannot be read.
+        """
+        return self.group.agree(self._read_fingerprints() if self.group.leads else {})
+
+    def _read_fingerprints(self) -> dict[str, str]:
+        manifest = self.manifest
+        progress = PatientProgress(self.observer, "reading the images' contents")
+        digests, faults = read_contents(manifest.root, manifest.paths, progress=progress)
+        raise_errors([Problem(what, manifest.file(row), "mend it") for row, what in faults.items()])
+        rows = {name: np.flatnonzero(manifest.splits == name) for name in SPLITS}
+        return {name: manifest.select(of).fingerprint(digests[of]) for name, of in rows.items()}
 
     def data_inputs(self, *splits: str) -> str:
-        """Return the fingerprint of some splits and of how their images are read."""
-        data = self.recipe.data
-        return fingerprint(
-            [self.split_fingerprints[name] for name in splits], data.on_bad_image, data.interpolation
-        )
+        """Return the fingerprint of some splits and of how their images are read.
+
+        Images that were skipped are no part of the manifest, so that the policy for bad images is not in it.
+        """
+        return fingerprint([self.split_fingerprints[name] for name in splits], self.recipe.data.interpolation)
 
     def text_inputs(self) -> list[Any]:
         """Return what text features depend on beside the backbone."""
@@ -123,7 +140,7 @@ class RunContext:
 
     def load_member(self, name: str) -> Classifier:
         """Load a fine-tuned member onto the run's device."""
-        return load_classifier(self.run.member(name).folder, device=self.device)
+        return load_classifier(self.run.classifier(name), device=self.device)
 
     def text_features(self, backbone: Backbone) -> Tensor:
         """Return the text features ``(C, E)`` of the classes."""

@@ -5,17 +5,19 @@ Everything in it is safetensors, JSON, YAML or CSV, and is there whole or not at
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from dualtail.errors import RunError
-from dualtail.files import read_json, sweep_temporaries, write_text
+from dualtail.files import read_json, reading, sweep_temporaries, write_text
+from dualtail.locks import Lock
 from dualtail.runs.members import BackbonePlan, MemberPlan, plan_backbones, plan_members
 from dualtail.runs.provenance import FORMAT_VERSION
 from dualtail.runs.recipe import Recipe
 from dualtail.runs.recipe_file import dump_recipe, read_stored_recipe, recipe_differences
-from dualtail.runs.records import StageRecords
+from dualtail.runs.records import RUN, StageRecords
 
 
 class BackboneFiles:
@@ -118,11 +120,15 @@ class AttributionFiles:
 class RunDirectory:
     """A run on disk. Open it with :meth:`read` to look, or :meth:`open` to work in it.
 
+    The recipe that results belong to and the one that is asked for are two files. :meth:`finish` brings them together;
+    until then :meth:`standing` says that what is there is unfinished, or stale.
+
     Attributes:
         root: the directory.
-        recipe: its resolved recipe.
+        recipe: its resolved recipe: of :meth:`read`, the one that its results belong to.
         records: which stages are done.
-        recipe_file: its file.
+        recipe_file: file of the recipe that results belong to.
+        asked_file: file of the recipe that a run which has not finished was asked for.
         provenance: file of versions, machine, data and commands.
         classes: file of the classes' names, counts and groups.
         report: the page.
@@ -133,13 +139,13 @@ class RunDirectory:
     def __init__(self, root: Path, recipe: Recipe) -> None:
         self.root, self.recipe = root, recipe
         self.records = StageRecords(root)
-        self.recipe_file = _recipe_of(root)
+        self.recipe_file, self.asked_file = _recipe_of(root), root / "asked.yaml"
         self.provenance = root / "provenance.json"
         self.classes = root / "classes.json"
         self.report = root / "report.html"
         self.adjusted = AdjustedFiles(root / "adjusted")
         self.attribution = AttributionFiles(root / "attribution")
-        self._lock: Any = None
+        self._lock: Lock | None = None
 
     @classmethod
     def read(cls, root: str | Path) -> RunDirectory:
@@ -153,8 +159,9 @@ class RunDirectory:
             what = "is not a run directory" if root.exists() else "no such run directory"
             raise RunError(what, where=str(root), fix="give the directory that 'dualtail run --out' wrote")
         run = cls(root, read_stored_recipe(_recipe_of(root)))
-        known = read_json(run.provenance) if run.provenance.exists() else {}
-        version = known.get("format_version", FORMAT_VERSION)
+        known = read_json(run.provenance, dict) if run.provenance.exists() else {}
+        with reading(run.provenance):
+            version = int(known.get("format_version", FORMAT_VERSION))
         if version > FORMAT_VERSION:
             raise RunError(
                 f"was written in format {version}, this dualtail reads up to {FORMAT_VERSION}",
@@ -171,13 +178,13 @@ class RunDirectory:
         changes no result (precision aside); any other change needs ``update=True``.
 
         Raises:
-            RunError: the directory holds something else, another recipe, or is in use.
+            RunError: the directory holds something else, another recipe or a symbolic link, or is in use.
         """
         root = Path(root)
         if root.exists() and not root.is_dir():
             raise RunError("is a file", where=str(root), fix="choose another --out")
         run = cls(root, recipe)
-        foreign = not _recipe_of(root).is_file() and not run._lock_file.exists()
+        foreign = not _recipe_of(root).is_file() and not (root / ".lock").exists()
         if root.is_dir() and any(root.iterdir()) and foreign:
             raise RunError(
                 "is not empty and is not a run directory",
@@ -190,22 +197,77 @@ class RunDirectory:
             raise RunError(
                 f"cannot be made ({error.strerror})", where=str(root), fix="choose another --out"
             ) from None
+        _refuse_links(root)
         run._acquire()
         try:
             sweep_temporaries(root)
             if run._holds_work() and not update:
+                run._refuse_older()
                 run._refuse_other(cls.read(root).recipe)
-            write_text(_recipe_of(root), dump_recipe(recipe))
+            run._ask()
         except BaseException:
             run.close()
             raise
         return run
 
+    def _ask(self) -> None:
+        """Write down what is asked for, beside the recipe that finished results belong to."""
+        asked = self.asked_file.is_file()
+        if self.provenance.name in self.records.faults(RUN):
+            self.provenance.unlink(missing_ok=True)  # damaged: it is begun anew
+        if not asked and not self.records.closed and self.adjusted.metrics.is_file():
+            self.records.close([self.recipe_file, self.provenance])  # finished by an older dualtail
+        write_text(self.asked_file, dump_recipe(self.recipe))
+        if not self.records.closed:
+            write_text(self.recipe_file, dump_recipe(self.recipe))
+
+    def finish(self) -> None:
+        """Record that all stages are done: the results belong to what was asked for."""
+        write_text(self.recipe_file, dump_recipe(self.recipe))
+        self.records.close([self.recipe_file, self.provenance])
+        self.asked_file.unlink(missing_ok=True)
+
+    def standing(self) -> str | None:
+        """Return what is to be said beside results that belong to an earlier recipe than was asked for, else None.
+
+        Raises:
+            RunError: the run is unfinished, so that results are missing or do not belong together, or its recipe is
+                not as it was written.
+        """
+        asked, closed = self.asked_file.is_file(), self.records.closed
+        if closed:
+            self.records.verify(self.recipe_file)
+        if not self.records.is_whole if closed else asked:
+            raise RunError(
+                "the run is unfinished: " + ("an update" if closed else "it") + " stopped between two stages",
+                where=str(self.root),
+                fix="'dualtail run' with the same recipe and --out goes on where it was",
+            )
+        if not self.records.path.is_file():
+            return f"nothing vouches for these results: {self.records.path.name} is missing"
+        changed = recipe_differences(self.recipe, read_stored_recipe(self.asked_file)) if asked else []
+        if not changed:
+            return None
+        return (
+            f"stale: an update of the run ({_some(changed)}) has not finished; these results belong to the recipe "
+            "before it"
+        )
+
+    def _refuse_older(self) -> None:
+        if self.records.are_older:
+            raise RunError(
+                "was made by an older dualtail, whose results cannot be gone on from: all would be computed anew",
+                where=str(self.root),
+                fix="choose another --out, or add --update to do so here ('dualtail report' shows it as it is)",
+            )
+
     def _refuse_other(self, stored: Recipe) -> None:
         changed = recipe_differences(stored, self.recipe)
+        if changed and self.asked_file.is_file():
+            changed = recipe_differences(read_stored_recipe(self.asked_file), self.recipe) and changed
         if changed:
             raise RunError(
-                f"belongs to another recipe ({', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''})",
+                f"belongs to another recipe ({_some(changed)})",
                 where=str(self.root),
                 fix="choose another --out, or add --update to go on here and redo only the stages it changes",
             )
@@ -215,32 +277,27 @@ class RunDirectory:
         unfinished = self.member("*").checkpoints.relative_to(self.root)
         return self.records.path.is_file() or any(self.root.glob(f"{unfinished}/*/*"))
 
-    @property
-    def _lock_file(self) -> Path:
-        return self.root / ".lock"
-
     def _acquire(self) -> None:
-        import fcntl
-
+        lock = Lock(self.root / ".lock")
         try:
-            self._lock = open(self._lock_file, "a")  # noqa: SIM115 (held until close)
+            ours = lock.acquire()
         except OSError as error:
             raise RunError(
                 f"cannot be written to ({error.strerror})", where=str(self.root), fix="choose another --out"
             ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            self._lock = None
+        if not ours:
+            holder = lock.holder()
             raise RunError(
-                "is in use by another run", where=str(self.root), fix="wait for it, or choose another --out"
-            ) from None
+                f"is in use by another run{f' ({holder})' if holder else ''}",
+                where=str(self.root),
+                fix="wait for it, or choose another --out",
+            )
+        self._lock = lock
 
     def close(self) -> None:
         """Release the directory."""
         if self._lock is not None:
-            self._lock.close()  # closing releases the lock
+            self._lock.release()
             self._lock = None
 
     def __enter__(self) -> RunDirectory:
@@ -273,7 +330,39 @@ class RunDirectory:
 
     def has_text(self, plan: BackbonePlan) -> bool:
         """Whether a backbone has a text tower, hence zero-shot logits and a prior of its own."""
-        return bool(read_json(self.backbone(plan.name).info)["has_text"])
+        info = self.verified(self.backbone(plan.name).info)
+        with reading(info):
+            return bool(read_json(info, dict)["has_text"])
+
+    def verified(self, path: Path) -> Path:
+        """Return a file of the run to read: every reader asks here.
+
+        Raises:
+            RunError: it does not hold what its stage wrote.
+        """
+        return self.records.verify(path)
+
+    def classifier(self, name: str) -> Path:
+        """Return the folder of a member's trained classifier, to read, as :meth:`verified` does."""
+        files = self.member(name)
+        for path in files.classifier:
+            self.verified(path)
+        return files.folder
+
+
+def _some(keys: Sequence[str]) -> str:
+    return f"{', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
+
+
+def _refuse_links(root: Path) -> None:
+    """Refuse a directory with symbolic links: files of a run are written and deleted where its names say."""
+    for folder, folders, names in os.walk(root):
+        for link in filter(os.path.islink, (os.path.join(folder, name) for name in [*folders, *names])):
+            raise RunError(
+                "is a symbolic link, and a run directory has none",
+                where=link,
+                fix="put there what it points to, or choose another --out",
+            )
 
 
 def _recipe_of(root: Path) -> Path:

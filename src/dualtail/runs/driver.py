@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dualtail.runs.context import RunContext
+from dualtail.runs.provenance import versions_of
 from dualtail.runs.stages.base import Stage
 
 
@@ -27,9 +28,7 @@ def run_stage(stage: Stage, context: RunContext) -> None:
     due: dict[str, str] = {}
     for unit in units:
         inputs = stage.inputs(unit)
-        key = stage.key(unit)
-        done = context.run.records.is_done(key, inputs, stage.outputs(unit))
-        if context.group.agree(done):
+        if context.group.agree(context.group.leads and _is_done(stage, context, unit, inputs)):
             context.observer.skipped(_title(stage, [unit]))
         else:
             due[unit] = inputs
@@ -37,6 +36,18 @@ def run_stage(stage: Stage, context: RunContext) -> None:
     for some in passes:
         if some:
             _run_pass(stage, context, {unit: due[unit] for unit in some})
+
+
+def _is_done(stage: Stage, context: RunContext, unit: str, inputs: str) -> bool:
+    """Whether a unit's files are there as they were written; says which of them are not."""
+    records, key = context.run.records, stage.key(unit)
+    if records.is_done(key, inputs, stage.outputs(unit)):
+        return True
+    if records.inputs_of(key) == inputs:
+        for name in records.faults(key):
+            how = "does not hold what was written" if (context.run.root / name).exists() else "is missing"
+            context.observer.note(f"{name} {how}: {_title(stage, [unit])} is done again")
+    return False
 
 
 def _run_pass(stage: Stage, context: RunContext, due: Mapping[str, str]) -> None:
@@ -53,7 +64,15 @@ def _run_pass(stage: Stage, context: RunContext, due: Mapping[str, str]) -> None
         outputs = stage.write(unit, computed)
         known = stage.seconds(unit)
         seconds = shared + time.monotonic() - own if known is None else known
-        records.add(stage.key(unit), inputs, outputs, seconds, units=len(due) if known is None else 1)
+        records.add(
+            stage.key(unit),
+            inputs,
+            outputs,
+            seconds,
+            units=len(due) if known is None else 1,
+            sources=stage.sources(unit),
+            versions=versions_of(stage.packages),
+        )
         _delete(stage.scratch(unit))
     context.group.wait()  # what this stage wrote is there for all
     context.observer.finished(title, time.monotonic() - start)

@@ -13,38 +13,36 @@ import torch
 from torch import Tensor
 
 from dualtail.errors import RunError
-from dualtail.files import read_json
+from dualtail.files import read_json, reading
 from dualtail.logits.adjust import adjust_logits
 from dualtail.logits.backdoor import RULES, backdoor_adjust, evaluate_subsets
 from dualtail.logits.comparison import PairedTest, paired_test
 from dualtail.logits.groups import ClassGroups, membership_probabilities
 from dualtail.logits.member_prior import MemberPrior, fit_member_prior
 from dualtail.logits.metrics import Evaluation, evaluate
-from dualtail.logits.neighbors import disagreement, error_correlation, knn_accuracy, linear_cka
 from dualtail.logits.prior import LabelPrior
 from dualtail.runs.directory import RunDirectory
-from dualtail.runs.logits_file import LogitsFile, ModelKey, RunLogits
+from dualtail.runs.logits_file import ModelKey, RunLogits
 from dualtail.runs.members import MemberPlan
 from dualtail.runs.recipe import Evaluate
 from dualtail.runs.remaining import remaining_source_prior
 from dualtail.runs.results import (
     Classes,
-    Disagreement,
     MemberComparison,
     MethodResult,
-    NeighborResults,
     PriorGroups,
     SubsetResult,
 )
+from dualtail.runs.stored import check_stored, read_stored
 
 # P(c)
 
 
-def choose_member_prior(run: RunDirectory) -> MemberPrior:
+def choose_member_prior(run: RunDirectory, class_names: Sequence[str]) -> MemberPrior:
     """Return P(c) as the recipe asks for it; fitted weights are fitted on val."""
     wanted = run.recipe.adjust
     if wanted.weights == "fitted":
-        val = RunLogits(run, "val")
+        val = RunLogits(run, "val", class_names)
         return fit_member_prior(val.of_members, val.labels, rule=wanted.rule)
     if wanted.weights == "uniform":
         shares = torch.ones(len(run.members), dtype=torch.float64)
@@ -60,12 +58,17 @@ def read_member_prior(run: RunDirectory) -> MemberPrior:
         RunError: it is missing, cannot be read, or is of other members than the recipe's.
     """
     path = run.adjusted.weights
-    stored = read_json(path)
-    if stored["members"] != [member.name for member in run.members]:
+    stored = read_json(run.verified(path), dict)
+    if stored.get("members") != [member.name for member in run.members]:
         raise RunError(
             "is of other members than the recipe's", where=str(path), fix="finish 'dualtail run' first"
         )
-    return MemberPrior(**{key: stored.get(key) for key in MemberPrior.__dataclass_fields__})
+    with reading(path):
+        prior = MemberPrior(**{key: stored.get(key) for key in MemberPrior.__dataclass_fields__})
+        if len(prior.weights) != len(run.members):
+            raise ValueError(f"{len(prior.weights)} weights for {len(run.members)} members")
+        check_stored(prior)
+        return prior
 
 
 # Priors and groups
@@ -73,7 +76,7 @@ def read_member_prior(run: RunDirectory) -> MemberPrior:
 
 def read_prior(run: RunDirectory, backbone: str) -> LabelPrior:
     """Return the pre-training prior of a backbone, as the run estimated it."""
-    return LabelPrior.from_dict(read_json(run.backbone(backbone).prior))
+    return read_stored(run.verified(run.backbone(backbone).prior), LabelPrior.from_dict)
 
 
 def read_priors(run: RunDirectory) -> dict[str, LabelPrior]:
@@ -111,19 +114,26 @@ class RunEvaluator:
 
     Args:
         run: a run whose logits and P(c) are on disk.
+        class_names: ``C`` names, which the logits must be of.
         group_counts: ``C`` counts that the D-groups are cut by.
         train_counts: ``C`` training images a class.
         split: the split that results are measured on.
     """
 
     def __init__(
-        self, run: RunDirectory, group_counts: Sequence[int], train_counts: Sequence[int], split: str
+        self,
+        run: RunDirectory,
+        class_names: Sequence[str],
+        group_counts: Sequence[int],
+        train_counts: Sequence[int],
+        split: str,
     ) -> None:
         self.run, self.options, self.split = run, run.recipe.evaluate, split
         self.train_counts = list(train_counts)
         cuts = self.options.groups
         self.d_groups = ClassGroups.from_counts(group_counts, many=cuts.many, few=cuts.few)
-        self.logits = RunLogits(run, split)
+        self.logits = RunLogits(run, split, class_names)
+        self.class_names = class_names
         self.priors = read_priors(run)
         self.mean_prior = mean_prior(run, self.priors)
         self.p_groups = cut_p_groups(self.mean_prior, self.options)
@@ -132,7 +142,7 @@ class RunEvaluator:
     @classmethod
     def of_finished(cls, run: RunDirectory, classes: Classes) -> RunEvaluator:
         """Return that of a finished run, whose data need not be there."""
-        return cls(run, classes.group_counts, classes.train_counts, classes.evaluated_on)
+        return cls(run, classes.names, classes.group_counts, classes.train_counts, classes.evaluated_on)
 
     @cached_property
     def adjusted_scores(self) -> Tensor:
@@ -279,60 +289,3 @@ class RunEvaluator:
             classes=classes,
             confidence=self.options.confidence,
         )
-
-    # Features.
-
-    def neighbors(self) -> NeighborResults:
-        """kNN accuracy of the features before and after tuning: val is the bank (on val alone, each without itself)."""
-        wanted = self.options.neighbors
-        backbones = {
-            plan.name: LogitsFile(self.run.backbone(plan.name).zero_shot, "val")
-            for plan in self.run.backbones
-            if plan.name in self.logits.backbones
-        }
-        members = {
-            member.name: LogitsFile(self.run.member(member.name).logits, "val") for member in self.run.members
-        }
-        return NeighborResults(
-            "val",
-            wanted.k,
-            wanted.temperature,
-            {name: self._knn(bank, self.logits.backbones[name]) for name, bank in backbones.items()},
-            {name: self._knn(bank, self.logits.members[name]) for name, bank in members.items()},
-        )
-
-    def _knn(self, bank: LogitsFile, queries: LogitsFile) -> Evaluation:
-        wanted, apart = self.options.neighbors, self.split != "val"
-        features, asked = bank.features, queries.features if apart else None
-        assert features is not None  # every logits file of a run holds them
-        return knn_accuracy(
-            features.float(),
-            bank.labels,
-            None if asked is None else asked.float(),
-            queries.labels if apart else None,
-            len(self.d_groups),
-            k=min(wanted.k, len(bank.labels) - (not apart)),
-            temperature=wanted.temperature,
-            d_groups=self.d_groups,
-            p_groups=self.p_groups,
-            split=self.split,
-            confidence=self.options.confidence,
-        )
-
-    def disagreement(self) -> Disagreement:
-        """How different the members answer and err, and how different their features are."""
-        members = self.logits.of_members
-        features = [file.features for file in self.logits.members.values()]
-        similar = [[1.0 if a is b else float(linear_cka(a, b)) for b in features] for a in features]
-        return Disagreement(
-            [member.name for member in self.run.members],
-            disagreement(members).tolist(),
-            _json_numbers(error_correlation(members, self.logits.labels).tolist()),
-            _json_numbers(error_correlation(members, self.logits.labels, "double_fault").tolist()),
-            _json_numbers(similar),
-        )
-
-
-def _json_numbers(rows: list[list[float]]) -> list[list[float | None]]:
-    """Return rows with None for NaN (a correlation with a member that is always right), which JSON does not have."""
-    return [[None if value != value else value for value in row] for row in rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from dualtail.errors import RunError
-from dualtail.files import write_tensors
+from dualtail.files import fingerprint, reading, refuse_irregular, write_tensors
 from dualtail.logits._arrays import row_chunks
 from dualtail.runs.directory import RunDirectory
 
-_FORMAT = "dualtail-logits-1"
+_FORMAT, _HEADER_KEY = "dualtail-logits-1", "dualtail"
 _CHUNK = 1 << 21  # entries of the rows that are read at a time
 ModelKey = tuple[str, str]
 """``("zero_shot", backbone)`` or ``("member", name)``."""
@@ -42,8 +42,16 @@ class SplitLogits:
     features: Tensor | None = None
 
 
-def write_logits(path: Path, splits: Mapping[str, SplitLogits]) -> None:
-    """Write the logits of several splits to one safetensors file; sample ids travel as UTF-8 JSON bytes."""
+def write_logits(path: Path, splits: Mapping[str, SplitLogits], class_names: Sequence[str] = ()) -> None:
+    """Write the logits of several splits to one safetensors file.
+
+    Sample ids travel as UTF-8 JSON bytes, and a fingerprint of the classes, in the order of the columns, in the header.
+
+    Args:
+        path: the file.
+        splits: by name.
+        class_names: ``C`` names; none where they are not known.
+    """
     tensors: dict[str, Tensor] = {}
     for name, split in splits.items():
         ids = json.dumps(split.sample_ids, ensure_ascii=False).encode()
@@ -52,7 +60,9 @@ def write_logits(path: Path, splits: Mapping[str, SplitLogits]) -> None:
         tensors[f"{name}.sample_ids"] = torch.from_numpy(np.frombuffer(ids, dtype=np.uint8).copy())
         if split.features is not None:
             tensors[f"{name}.features"] = split.features.half()
-    write_tensors(path, tensors, {"format": _FORMAT})
+    about = {"format": _FORMAT, "classes": fingerprint(list(class_names)) if class_names else None}
+    # One entry: several would stand in another order each time, and equal logits be unequal files.
+    write_tensors(path, tensors, {_HEADER_KEY: json.dumps(about)})
 
 
 class LogitsFile:
@@ -61,26 +71,45 @@ class LogitsFile:
     Args:
         path: the file.
         split: the split.
+        class_names: ``C`` names, which the columns must be of; of older files that is not known.
 
     Raises:
-        RunError: the file is missing, cannot be read, or has no such split.
+        RunError: the file is missing, cannot be read, has no such split, or is of other classes.
     """
 
-    def __init__(self, path: Path, split: str) -> None:
+    def __init__(self, path: Path, split: str, class_names: Sequence[str] | None = None) -> None:
         self.path, self.split = path, split
-        try:
+        with reading(path):
+            refuse_irregular(path)
             self._file: Any = safe_open(path, framework="pt")
-        except FileNotFoundError:
-            raise RunError(
-                "is missing", where=str(path), fix="run 'dualtail run' on this directory again"
-            ) from None
-        except (OSError, SafetensorError) as error:
-            raise RunError(
-                f"cannot be read ({error})", where=str(path), fix="delete it and run again"
-            ) from None
+            of_classes = json.loads((self._file.metadata() or {}).get(_HEADER_KEY, "{}")).get("classes")
         self._parts = {name for name in self._file.keys() if name.startswith(f"{split}.")}  # noqa: SIM118
         if f"{split}.logits" not in self._parts:
             raise RunError(f"has no split {split!r}", where=str(path))
+        if class_names is not None and of_classes not in (None, fingerprint(list(class_names))):
+            raise RunError(
+                "is of other classes than the run, or of these in another order",
+                where=str(path),
+                fix="delete the file and run again",
+            )
+        with reading(path):
+            self._check_parts()
+
+    def _check_parts(self) -> None:
+        """Refuse parts that do not fit each other, of which no more than the headers are read."""
+        rows = len(self.sample_ids)
+        for part, dtype, dimensions in (("logits", "F32", 2), ("labels", "I64", 1), ("features", "F16", 2)):
+            name = f"{self.split}.{part}"
+            if name not in self._parts and part == "features":
+                continue
+            kept = self._file.get_slice(name)
+            shape = kept.get_shape()
+            if kept.get_dtype() != dtype or len(shape) != dimensions or shape[0] != rows:
+                raise ValueError(f"{name} is {kept.get_dtype()} {tuple(shape)} for {rows} samples")
+        if not all(isinstance(name, str) for name in self.sample_ids):
+            raise ValueError("a name of a sample is no text")
+        if rows and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes:
+            raise ValueError(f"a label is none of the {self.num_classes} classes")
 
     @cached_property
     def labels(self) -> Tensor:
@@ -118,12 +147,12 @@ class LogitsFile:
 
 
 def has_logits(run: RunDirectory) -> bool:
-    """Whether every file that :class:`RunLogits` reads is there."""
-    if not all(run.backbone(plan.name).info.is_file() for plan in run.backbones):
+    """Whether every file that :class:`RunLogits` reads is there, or should be."""
+    if not all(run.records.has(run.backbone(plan.name).info) for plan in run.backbones):
         return False
     files = [run.member(member.name).logits for member in run.members]
     files += [run.backbone(plan.name).zero_shot for plan in run.backbones if run.has_text(plan)]
-    return all(file.is_file() for file in files)
+    return all(run.records.has(file) for file in files)
 
 
 class RunLogits:
@@ -132,18 +161,21 @@ class RunLogits:
     Args:
         run: the run directory.
         split: ``"val"`` or ``"test"``.
+        class_names: ``C`` names, which the logits must be of.
 
     Raises:
-        RunError: a file is missing, cannot be read, or holds other samples than the others.
+        RunError: a file is missing, cannot be read, is not as it was written, is of other classes, or holds other
+            samples than the others.
     """
 
-    def __init__(self, run: RunDirectory, split: str) -> None:
+    def __init__(self, run: RunDirectory, split: str, class_names: Sequence[str] | None = None) -> None:
+        def opened(path: Path) -> LogitsFile:
+            return LogitsFile(run.verified(path), split, class_names)
+
         self.split = split
-        self.members = {
-            member.name: LogitsFile(run.member(member.name).logits, split) for member in run.members
-        }
+        self.members = {member.name: opened(run.member(member.name).logits) for member in run.members}
         self.backbones = {
-            plan.name: LogitsFile(run.backbone(plan.name).zero_shot, split)
+            plan.name: opened(run.backbone(plan.name).zero_shot)
             for plan in run.backbones
             if run.has_text(plan)
         }

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-from dualtail.errors import RecipeError
+from dualtail.errors import RecipeError, shown
+from dualtail.files import file_digest
 from dualtail.runs.recipe import Recipe
+
+_LONGEST_NAME = 200  # bytes; a file system takes 255, and temporary files add to a name
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class BackbonePlan:
         """Return what tells its weights from others': the content of files, wherever they lie, or a listed name."""
         library, _, rest = self.backbone.partition(":")
         local = Path(rest)
-        if library == "open_clip" and local.is_dir():
+        if library == "open_clip" and os.path.isdir(rest):
             files = sorted(path for path in local.iterdir() if path.is_file())
             source: object = [library, [[path.name, _digest(path)] for path in files]]
         else:
@@ -47,21 +49,11 @@ class BackbonePlan:
 
 
 def _digest(path: Path) -> str | None:
-    """Return the sha256 of a file, or None if it is not there; once for each state of the file."""
+    """Return the sha256 of a file, or None if there is none to read."""
     try:
-        known = path.stat()
+        return file_digest(path) if path.is_file() else None
     except OSError:
         return None
-    return _digest_of(path, known.st_size, known.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _digest_of(path: Path, size: int, modified: int) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -97,7 +89,7 @@ def plan_members(recipe: Recipe) -> list[MemberPlan]:
         )
         if member.name is not None and re.sub(r"[^\w.+-]+", "_", member.name).strip("._") != member.name:
             raise RecipeError(
-                f"members.{number}.name {member.name!r} cannot name a folder",
+                f"members.{number}.name {shown(member.name)} cannot name a folder",
                 where="recipe",
                 fix="use letters, digits, '.', '_', '+' and '-'",
             )
@@ -115,6 +107,13 @@ def plan_members(recipe: Recipe) -> list[MemberPlan]:
                 fix="give one of them a name, or list its seeds in one entry (seeds: [0, 1])",
             )
     names = [plan.name for plan in plans]
+    long = next((name for name in names if len(name.encode()) > _LONGEST_NAME), None)
+    if long is not None:
+        raise RecipeError(
+            f"the name of the member {shown(long)} is too long for a folder",
+            where="recipe",
+            fix="give it a shorter name",
+        )
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise RecipeError(

@@ -13,9 +13,10 @@ from dualtail.runs.context import RunContext
 from dualtail.runs.dataset import build_manifest, find_missing_val, find_problems
 from dualtail.runs.directory import RunDirectory
 from dualtail.runs.driver import run_stage
-from dualtail.runs.observer import Observer
+from dualtail.runs.observer import Observer, PatientProgress
 from dualtail.runs.provenance import write_provenance
 from dualtail.runs.recipe import Recipe
+from dualtail.runs.records import other_versions
 from dualtail.runs.stages import STAGES
 
 NOTED_PROBLEMS = 5
@@ -48,7 +49,7 @@ def run_pipeline(
             _run_stages(run, group, observer or Observer())
             return run
     group.wait()  # until the directory holds the recipe
-    run = RunDirectory.read(out)
+    run = RunDirectory(Path(out), recipe)
     _run_stages(run, group, Observer())
     return run
 
@@ -57,22 +58,24 @@ def _run_stages(run: RunDirectory, group: ProcessGroup, observer: Observer) -> N
     manifest = _read_data(run.recipe, group, observer)
     device = own_device(run.recipe.runtime.device)
     context = RunContext(run, manifest, group, observer, device)
-    if group.leads:
+    _ = context.split_fingerprints  # by all processes together
+    if group.leads and not run.records.closed:  # else they tell of the results that stand
         _write_facts(context)
     for stage in STAGES:
         run_stage(stage(context), context)
     if group.leads:
-        write_provenance(run.provenance)
+        _write_facts(context)
+        run.finish()
+        for line in other_versions(run.records.read()):
+            observer.note(line)
 
 
 def _read_data(recipe: Recipe, group: ProcessGroup, observer: Observer) -> Manifest:
     """Read the data, say what it holds, and refuse what is wrong with it."""
-    # The first process alone may have to unpack the images; the others find them there.
-    if not group.leads:
-        group.wait()
-    manifest = build_manifest(recipe.data, recipe.seed)
-    if group.leads:
-        group.wait()
+    # The first process alone unpacks and decodes: all work on the set that it found.
+    progress = PatientProgress(observer, "decoding every image once")
+    manifest = group.agree(build_manifest(recipe.data, recipe.seed, progress) if group.leads else None)
+    assert manifest is not None  # the first process has it, or has failed
     problems = find_problems(manifest, recipe.data)
     raise_errors(problems)
     for problem in problems[:NOTED_PROBLEMS]:

@@ -44,7 +44,8 @@ def find_images(paths: Sequence[str | Path]) -> list[str]:
     images: dict[str, None] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            found = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            files = sorted(file for file in found if not file.is_dir())
             if not files:
                 raise DataError("holds no image", where=str(path), fix="give image files or folders of them")
             images |= dict.fromkeys(map(str, files))
@@ -62,6 +63,7 @@ def predict_images(
     top: int = 1,
     device: str = "auto",
     on_bad_image: OnBadImage = "error",
+    max_pixels: int | None = None,
     observer: Observer | None = None,
 ) -> list[Prediction]:
     """Classify image files with a run's adjusted ensemble, each image read once for all members.
@@ -72,23 +74,32 @@ def predict_images(
         top: how many classes to give for each.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
         on_bad_image: ``"error"``, or ``"skip"`` to leave out an image that cannot be read, with a note.
+        max_pixels: of an image, at most; None takes the recipe's limit.
         observer: hears how far it is.
 
     Raises:
-        RunError: the run is not finished.
+        RunError: the run is not finished, or a file of it is not as it was written.
         DataError: an image cannot be read.
     """
     if top < 1:
         raise InputError(f"top is {top}", fix="give at least 1")
     observer = observer or Observer()
     directory = RunDirectory.read(run)
+    stale = directory.standing()
+    if stale:
+        observer.note(stale)
     prior, recipe = read_member_prior(directory), directory.recipe
     plans = directory.members
     where = resolve_device(device)
-    members = {plan.name: load_classifier(directory.member(plan.name).folder, device=where) for plan in plans}
+    members = {plan.name: load_classifier(directory.classifier(plan.name), device=where) for plan in plans}
     names = members[plans[0].name].class_names
     files = Manifest(
-        Path.cwd(), tuple(images), np.zeros(len(images), np.int64), np.full(len(images), "test"), names
+        Path.cwd(),
+        tuple(images),
+        np.zeros(len(images), np.int64),
+        np.full(len(images), "test"),
+        names,
+        max_pixels=max_pixels or recipe.data.max_pixels,
     )
     transforms = {
         name: eval_transform(recipe.data.image_spec(member.backbone.image_spec), crops=recipe.evaluate.crops)
@@ -101,16 +112,25 @@ def predict_images(
         workers=0 if len(images) < 32 else None,
         on_bad_image=on_bad_image,
     )
-    outputs = infer(
-        members,
-        loader,
-        crops={name: transform.key for name, transform in transforms.items()},
-        device=where,
-        precision=recipe.runtime.precision,
-        progress=lambda now: observer.progress(now.done, now.total),
-    )
-    for path in loader.skipped:
-        observer.note(f"{path} could not be read and was left out")
+    try:
+        outputs = infer(
+            members,
+            loader,
+            crops={name: transform.key for name, transform in transforms.items()},
+            device=where,
+            precision=recipe.runtime.precision,
+            progress=lambda now: observer.progress(now.done, now.total),
+        )
+    except InputError:
+        if len(loader.skipped) < len(images):
+            raise
+        raise DataError(f"none of {len(images)} images can be read", where=loader.skipped[0]) from None
+    if loader.skipped:
+        one, count = len(loader.skipped) == 1, len(loader.skipped)
+        observer.note(
+            f"{count} image{'' if one else 's'} could not be read and {'was' if one else 'were'} left out, the first "
+            f"{loader.skipped[0]}"
+        )
     first = outputs[plans[0].name]
     scores = backdoor_adjust([outputs[plan.name].logits for plan in plans], weights=prior)
     best = scores.softmax(-1).topk(min(top, len(names)))

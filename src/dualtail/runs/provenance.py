@@ -8,13 +8,14 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dualtail.files import read_json, write_json
+from dualtail.files import read_json, reading, write_json
 
 FORMAT_VERSION = 1
 """Of a run directory."""
@@ -25,9 +26,10 @@ _PACKAGES = (
 
 def write_provenance(path: Path, **facts: Any) -> None:
     """Record versions, machine, command and the given facts; earlier facts are kept."""
-    before = read_json(path) if path.exists() else {"started": now(), "commands": []}
+    before = read_json(path, dict) if path.exists() else {"started": now(), "commands": []}
     command = " ".join(sys.argv)
-    commands = before["commands"] if command in before["commands"] else [*before["commands"], command]
+    with reading(path):
+        commands = before["commands"] if command in before["commands"] else [*before["commands"], command]
     write_json(path, {**before, **_environment(), **facts, "commands": commands, "updated": now()})
 
 
@@ -36,11 +38,17 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _environment() -> dict[str, Any]:
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Return package to version, of those that are installed."""
+    versions = {}
+    for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
+    return versions
+
+
+def _environment() -> dict[str, Any]:
+    versions = {"python": platform.python_version(), **versions_of(_PACKAGES)}
     cuda = torch.cuda.is_available()
     return {
         "format_version": FORMAT_VERSION,

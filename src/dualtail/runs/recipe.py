@@ -11,9 +11,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from dualtail.data.images import MAX_PIXELS
 from dualtail.engine.settings import Precision, TrainingChoices
 from dualtail.imagespec import ImageSpec
-from dualtail.schema import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from dualtail.schema import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Seed,
+    Size,
+)
 
 Options = dict[str, Any]
 
@@ -46,6 +56,10 @@ class Data(Section):
     """How images are resized, where it is not to be the backbone's own way."""
     on_bad_image: Literal["error", "skip"] = "error"
     """``error`` stops at an image that cannot be read, ``skip`` leaves it out and says so."""
+    max_pixels: PositiveInt = MAX_PIXELS
+    """Pixels of an image, at most; a larger one counts as an image that cannot be read."""
+    allow_outside: bool = False
+    """Let images lie outside ``root``: by absolute paths, ``..`` or symbolic links in what describes the data."""
 
     def image_spec(self, own: ImageSpec) -> ImageSpec:
         """Return what a backbone expects of images, with this section's changes."""
@@ -59,9 +73,9 @@ class Member(Section):
     """``open_clip:ARCH/TAG``, ``open_clip:DIR`` or ``timm:NAME``; a local folder starts with ``./``."""
     weights: str | None = None
     """A checkpoint file, or ``random``; nothing for the weights that the backbone's name stands for."""
-    image_size: PositiveInt | None = None
+    image_size: Size | None = None
     """Side of its input where it is not to be the pre-trained one; position embeddings are resized."""
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
     """Fine-tuning seeds, one member each; the recipe's seed if left out."""
     name: str | None = None
     """Its folder in the run and its name in tables; made from the backbone's if left out."""
@@ -266,7 +280,7 @@ class Recipe(Section):
 
     name: Annotated[str, Field(min_length=1)]
     """What the report calls the run."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Of everything drawn: splits, subsampling, random weights, training."""
     data: Data
     members: Annotated[list[Member], Field(min_length=1)]

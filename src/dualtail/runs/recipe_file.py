@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import yaml
 from pydantic import ValidationError
 
-from dualtail.errors import RecipeError
+from dualtail.errors import RecipeError, shown
+from dualtail.files import read_text
+from dualtail.plain_yaml import YamlFault, dump_yaml, parse_yaml
 from dualtail.runs.recipe import Recipe
-from dualtail.schema import describe_faults
+from dualtail.schema import describe_faults, text_faults
 
 MOVED = {"finetune.precision": "runtime.precision"}
 """Keys that older recipes have elsewhere."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without its two traps: ``1e-3`` is a number, and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is no text", key_node.start_mark
-                )
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+_DEEPEST_KEY = 16
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -61,7 +39,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     content = _read_mapping(path)
     for override in overrides:
         content = apply_override(content, override)
-    return parse_recipe(_absolute_paths(content, Path.cwd()), where=str(path))
+    return parse_recipe(_absolute_paths(content, Path.cwd(), str(path)), where=str(path))
 
 
 def read_stored_recipe(path: Path) -> Recipe:
@@ -70,18 +48,22 @@ def read_stored_recipe(path: Path) -> Recipe:
     Raises:
         RecipeError: it cannot be read, or is not valid.
     """
-    content = _read_mapping(path)
-    for old, new in MOVED.items():
-        section, _, key = old.partition(".")
-        if isinstance(content.get(section), dict) and key in content[section]:
-            content = apply_override(content, f"{new}={content[section].pop(key)}")
-    return parse_recipe(content, where=str(path))
+    try:
+        content = _read_mapping(path)
+        for old, new in MOVED.items():
+            section, _, key = old.partition(".")
+            if isinstance(content.get(section), dict) and key in content[section]:
+                content = apply_override(content, f"{new}={content[section].pop(key)}")
+        return parse_recipe(content, where=str(path))
+    except RecipeError as error:
+        fix = "put the recipe that the run was started with in its place"
+        raise RecipeError(error.what, where=error.where, fix=fix) from None
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     """Return what a recipe file says, its paths made absolute."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         raise RecipeError("no such file", where=str(path), fix="give the path of a recipe (YAML)") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -89,18 +71,15 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     content = _parse_yaml(text, where=str(path))
     if not isinstance(content, dict):
         raise RecipeError("is not a mapping of keys", where=str(path), fix="start from a file in recipes/")
-    return _absolute_paths(content, path.resolve().parent)
+    return _absolute_paths(content, Path(os.path.realpath(path)).parent, str(path))
 
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # a SafeLoader: builds plain values only
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}, line {mark.line + 1}" if mark else where
-        raise RecipeError(
-            f"is not valid YAML: {getattr(error, 'problem', None) or error}", where=place
-        ) from None
+        return parse_yaml(text)
+    except YamlFault as error:
+        place = f"{where}, line {error.line}" if error.line else where
+        raise RecipeError(f"is not valid YAML: {error.what}", where=place) from None
 
 
 def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
@@ -114,16 +93,11 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
         Traceback (most recent call last):
         dualtail.errors.RecipeError: recipe: members.0.backbone is missing; add it (2 faults in all...)
     """
+    _refuse_odd_text(content, where)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        faults = describe_faults(Recipe, error.errors(), MOVED)
-    fault = faults[0]
-    if len(faults) > 1:
-        fault += f" ({len(faults)} faults in all: 'dualtail check' lists them)"
-    raised = RecipeError(fault, where=where)
-    raised.faults = tuple(faults)
-    raise raised
+        _refuse(describe_faults(Recipe, error.errors(), MOVED), where)
 
 
 def apply_override(content: dict[str, Any], override: str) -> dict[str, Any]:
@@ -140,14 +114,18 @@ def apply_override(content: dict[str, Any], override: str) -> dict[str, Any]:
         raise RecipeError(
             "is not of the form key=value", where=where, fix="for example --set finetune.epochs=5"
         )
+    if len(parts) > _DEEPEST_KEY:
+        raise RecipeError(
+            f"has a key of {len(parts)} parts", where=shown(where), fix="no key of a recipe has so many"
+        )
     content = deepcopy(content)
     place: Any = content
     for index, part in enumerate(parts):
         last = index == len(parts) - 1
         if isinstance(place, list):
-            if not part.isdigit() or int(part) >= len(place):
+            if part not in map(str, range(len(place))):
                 raise RecipeError(
-                    f"{'.'.join(parts[:index])} is a list of {len(place)}, which has no item {part!r}",
+                    f"{'.'.join(parts[:index])} is a list of {len(place)}, which has no item {shown(part)}",
                     where=where,
                 )
             slot: Any = int(part)
@@ -155,7 +133,7 @@ def apply_override(content: dict[str, Any], override: str) -> dict[str, Any]:
             slot = part
         else:
             raise RecipeError(
-                f"{'.'.join(parts[:index])} is a single value, which has no key {part!r}", where=where
+                f"{'.'.join(parts[:index])} is a single value, which has no key {shown(part)}", where=where
             )
         if last:
             place[slot] = _parse_yaml(value, where)
@@ -166,12 +144,30 @@ def apply_override(content: dict[str, Any], override: str) -> dict[str, Any]:
     return content
 
 
-def _absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
+def _refuse_odd_text(content: dict[str, Any], where: str) -> None:
+    """Refuse text that no file can be called, before a path is made of it."""
+    faults = text_faults(content)
+    if faults:
+        _refuse(faults, where)
+
+
+def _refuse(faults: list[str], where: str) -> NoReturn:
+    """Raise an error that shows the first fault and holds all."""
+    fault = faults[0]
+    if len(faults) > 1:
+        fault += f" ({len(faults)} faults in all: 'dualtail check' lists them)"
+    raised = RecipeError(fault, where=where)
+    raised.faults = tuple(faults)
+    raise raised
+
+
+def _absolute_paths(content: dict[str, Any], base: Path, where: str) -> dict[str, Any]:
     """Return ``content`` with its paths made absolute against ``base``."""
+    _refuse_odd_text(content, where)
     content = deepcopy(content)
     data = content.get("data")
     if isinstance(data, dict) and isinstance(data.get("root"), str):
-        data["root"] = str(base / Path(data["root"]).expanduser())
+        data["root"] = str(base / os.path.expanduser(data["root"]))
     members = content.get("members")
     for member in members if isinstance(members, list) else []:
         if not isinstance(member, dict):
@@ -180,19 +176,19 @@ def _absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
         if isinstance(backbone, str) and backbone.startswith(
             ("open_clip:./", "open_clip:../", "open_clip:~")
         ):
-            member["backbone"] = f"open_clip:{(base / Path(backbone[10:]).expanduser()).resolve()}"
+            member["backbone"] = f"open_clip:{os.path.realpath(base / os.path.expanduser(backbone[10:]))}"
         if isinstance(weights, str) and weights != "random":
-            member["weights"] = str(base / Path(weights).expanduser())
+            member["weights"] = str(base / os.path.expanduser(weights))
     for section, key in (("text", "descriptions"), ("runtime", "cache")):
         part = content.get(section)
         if isinstance(part, dict) and isinstance(part.get(key), str):
-            part[key] = str(base / Path(part[key]).expanduser())
+            part[key] = str(base / os.path.expanduser(part[key]))
     return content
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """Return the resolved recipe as YAML, every default written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+    return dump_yaml(recipe.model_dump(mode="json"))
 
 
 def recipe_differences(old: Recipe, new: Recipe) -> list[str]:

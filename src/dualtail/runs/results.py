@@ -57,6 +57,9 @@ class Classes:
     @classmethod
     def from_dict(cls, content: Row) -> Classes:
         """Read what :meth:`to_dict` gave, also of older runs, which had fewer keys."""
+        groups = [*content["d_groups"], *(content.get("p_groups") or [])]
+        if not set(groups) <= set(GROUP_NAMES):
+            raise ValueError(f"its groups are {', '.join(sorted(map(str, set(groups))))}")
         return cls(
             names=[str(name) for name in content["names"]],
             counts=content["counts"],
@@ -126,7 +129,10 @@ class PriorGroups:
     @classmethod
     def from_dict(cls, content: Row) -> PriorGroups:
         """Read what :meth:`to_dict` gave, among other keys in older runs."""
-        return cls(content["p_groups"], content.get("p_membership"))
+        membership = content.get("p_membership")
+        if any(len(row) != len(GROUP_NAMES) for row in membership or ()):
+            raise ValueError("a row of p_membership is not of three groups")
+        return cls(content["p_groups"], membership)
 
     def to_dict(self) -> Row:
         """Return ``groups.json``."""

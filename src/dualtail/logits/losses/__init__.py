@@ -98,7 +98,7 @@ def build_loss(
         dualtail.errors.InputError: the loss 'la' has no option 'tua'; did you mean 'tau'?
     """
     loss = LOSSES.find(name)
-    LOSSES.check_options(name, options)
+    options = LOSSES.check_options(name, options)
     taken = inspect.signature(loss).parameters
     if "source_prior" in taken and source_prior is None and counts is not None:
         source_prior = LabelPrior.from_counts(positive_counts(counts))

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from dualtail.errors import InputError
+from dualtail.errors import InputError, shown
 from dualtail.logits._arrays import ArrayLike, as_counts, as_tensor
 from dualtail.logits.prior import LabelPrior, as_log_prior
 
@@ -42,12 +42,12 @@ def check_number(
     """Return a finite number with ``low <= value``, ``above < value`` and ``value < below``."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} is {value!r}", fix="expected a number") from None
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{name} is {shown(value)}", fix="expected a number") from None
     if not (math.isfinite(number) and low <= number and above < number < below):
         bounds = [(low, "at least"), (above, "above"), (below, "below")]
         wanted = " and ".join(f"{word} {bound:g}" for bound, word in bounds if math.isfinite(bound))
-        raise InputError(f"{name} is {value}", fix=f"expected {wanted or 'a finite number'}")
+        raise InputError(f"{name} is {number:g}", fix=f"expected {wanted or 'a finite number'}")
     return number
 
 

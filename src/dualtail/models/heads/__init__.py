@@ -12,6 +12,7 @@ from dualtail.models.heads.text import CoOpHead, TextHead
 from dualtail.models.heads.weight import CosineHead, L2NormedHead, LayerNormedHead, LinearHead
 from dualtail.models.parts import seeded
 from dualtail.registry import Registry
+from dualtail.schema import Seed
 
 __all__ = ["HEADS", "Head", "build_head", "check_head_options"]
 
@@ -21,6 +22,7 @@ HEADS: Registry[type[Head]] = Registry(
     {head.name: head for head in _OWN},
     group="dualtail.heads",
     given=("feature_dim", "num_classes"),
+    common={"seed": Seed},
     base=Head,
 )
 """The classes of heads: ``head(feature_dim, num_classes, **options)``."""
@@ -55,7 +57,8 @@ def build_head(
         >>> build_head("cosine", 8, 3).weight.shape
         torch.Size([3, 8])
     """
-    check_head_options(name, options)
+    options = check_head_options(name, {**options, "seed": seed})
+    seed = options.pop("seed")
     if HEADS[name].reads_text and (backbone is None or class_names is None):
         raise InputError(f"the head {name!r} reads the text tower", fix="give its backbone and class_names")
     with seeded(seed):
@@ -66,8 +69,8 @@ def build_head(
     return head if backbone is None else head.to(backbone.device)
 
 
-def check_head_options(name: object, options: Mapping[str, Any], where: str | None = None) -> None:
-    """Refuse a head or an option that does not exist.
+def check_head_options(name: object, options: Mapping[str, Any], where: str | None = None) -> dict[str, Any]:
+    """Return a head's options as its signature has them, refusing a head or an option that does not exist.
 
     Args:
         name: of a head, as the user gave it.
@@ -75,7 +78,7 @@ def check_head_options(name: object, options: Mapping[str, Any], where: str | No
         where: the recipe key or argument they were found in.
 
     Raises:
-        InputError: an unknown name or option (with the nearest), or an option that is missing.
+        InputError: an unknown name or option (with the nearest), or an option that is missing or of another type.
 
     Example:
         >>> check_head_options("cosin", {}, where="finetune.head")
@@ -83,4 +86,4 @@ def check_head_options(name: object, options: Mapping[str, Any], where: str | No
         dualtail.errors.InputError: finetune.head: unknown head 'cosin'; did you mean 'cosine'?
     """
     HEADS.find(name, where)
-    HEADS.check_options(str(name), {key: value for key, value in options.items() if key != "seed"}, where)
+    return HEADS.check_options(str(name), options, where)

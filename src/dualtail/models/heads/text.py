@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,6 +14,7 @@ from dualtail.errors import BackboneError, InputError
 from dualtail.models.backbone import Backbone
 from dualtail.models.heads.base import Head
 from dualtail.models.text import PHOTO, check_class_names, class_prompts
+from dualtail.schema import PositiveFloat
 
 
 class TextHead(Head):
@@ -34,7 +36,7 @@ class TextHead(Head):
     tokens: Tensor
 
     def __init__(
-        self, feature_dim: int, num_classes: int, *, template: str = PHOTO, scale: float | None = None
+        self, feature_dim: int, num_classes: int, *, template: str = PHOTO, scale: PositiveFloat | None = None
     ) -> None:
         super().__init__(feature_dim, num_classes)
         self.template, self.scale, self.shift = template, scale, 0.0
@@ -115,9 +117,9 @@ class CoOpHead(TextHead):
         feature_dim: int,
         num_classes: int,
         *,
-        context: int = 16,
+        context: Annotated[int, Field(gt=0, le=1000)] = 16,
         words: str | None = None,
-        scale: float | None = None,
+        scale: PositiveFloat | None = None,
     ) -> None:
         super().__init__(feature_dim, num_classes, scale=scale)
         if context < 1:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from dualtail.errors import InputError
 from dualtail.models.heads.base import Head
+from dualtail.schema import PositiveFloat
 
 
 class WeightHead(Head):
@@ -68,7 +69,7 @@ class CosineHead(WeightHead):
 
     name = "cosine"
 
-    def __init__(self, feature_dim: int, num_classes: int, *, scale: float = 25.0) -> None:
+    def __init__(self, feature_dim: int, num_classes: int, *, scale: PositiveFloat = 25.0) -> None:
         super().__init__(feature_dim, num_classes)
         self.scale = float(scale)
 

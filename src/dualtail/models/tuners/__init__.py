@@ -20,6 +20,7 @@ from dualtail.models.tuners.selected import BitFit, LayerNormTuning, Partial
 from dualtail.models.tuners.ssf import Ssf
 from dualtail.models.tuners.vpt import VptDeep, VptShallow
 from dualtail.registry import Registry
+from dualtail.schema import Seed
 
 __all__ = [
     "FAMILIES",
@@ -56,6 +57,7 @@ TUNERS: Registry[type[Tuner]] = Registry(
     {tuner.name: tuner for tuner in _OWN},
     group="dualtail.tuners",
     given=("site",),
+    common={"blocks": Sequence[int] | None, "seed": Seed},
     base=Tuner,
 )
 """The classes of tuners: ``tuner(site, **options)`` attaches one to a backbone."""
@@ -98,7 +100,8 @@ def attach_tuner(
         >>> tuner.num_parameters > 0
         True
     """
-    check_tuner_options(name, {**options, "blocks": blocks, "seed": seed})
+    options = check_tuner_options(name, {**options, "blocks": blocks, "seed": seed})
+    blocks, seed = options.pop("blocks"), options.pop("seed")
     check_choice("tower", tower, TOWERS)
     _check_fit(backbone, name, tower)
     if tower in backbone.tuned:
@@ -121,8 +124,8 @@ def attach_tuner(
     return tuner.to(backbone.device)
 
 
-def check_tuner_options(name: object, options: Mapping[str, Any], where: str | None = None) -> None:
-    """Refuse what no backbone is needed to refuse: a tuner or an option that does not exist, blocks that are no list.
+def check_tuner_options(name: object, options: Mapping[str, Any], where: str | None = None) -> dict[str, Any]:
+    """Return a tuner's options as its signature has them, refusing what no backbone is needed to refuse.
 
     Args:
         name: of a tuner, as the user gave it.
@@ -130,8 +133,8 @@ def check_tuner_options(name: object, options: Mapping[str, Any], where: str | N
         where: the recipe key or argument they were found in.
 
     Raises:
-        InputError: an unknown name or option (with the nearest), an option that is missing, blocks or a seed of
-            another type.
+        InputError: an unknown name or option (with the nearest), an option that is missing or of another
+            type.
 
     Example:
         >>> check_tuner_options("lora", {"blocks": [-1], "rnk": 4}, where="finetune.tuner")
@@ -139,21 +142,7 @@ def check_tuner_options(name: object, options: Mapping[str, Any], where: str | N
         dualtail.errors.InputError: finetune.tuner: the tuner 'lora' has no option 'rnk'; did you mean 'rank'?
     """
     TUNERS.find(name, where)
-    own = {key: value for key, value in options.items() if key not in ("blocks", "seed")}
-    TUNERS.check_options(str(name), own, where)
-    blocks, seed = options.get("blocks"), options.get("seed", 0)
-    if blocks is not None and not _are_whole(blocks):
-        fix = "give a list of their numbers, from 0, negative from the last"
-        raise InputError(f"blocks is {blocks!r}", where=where, fix=fix)
-    if not _are_whole([seed]):
-        raise InputError(f"seed is {seed!r}", where=where, fix="give a whole number")
-
-
-def _are_whole(values: object) -> bool:
-    """Return whether it is a list of whole numbers."""
-    if not isinstance(values, (list, tuple, range)):
-        return False
-    return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
+    return TUNERS.check_options(str(name), options, where)
 
 
 def _check_fit(backbone: Backbone, name: str, tower: str) -> None:

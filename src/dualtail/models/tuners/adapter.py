@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dualtail.models.tuners.base import Site, Tuner
 from dualtail.models.tuners.bottleneck import Bottleneck
+from dualtail.schema import Size
 
 
 class SerialBottleneck(Bottleneck):
@@ -34,7 +35,7 @@ class Adapter(Tuner):
 
     name = "adapter"
 
-    def __init__(self, site: Site, *, width: int | None = None) -> None:
+    def __init__(self, site: Site, *, width: Size | None = None) -> None:
         super().__init__(site)
         bottleneck = site.bottleneck(width)
         self.blocks = nn.ModuleDict()

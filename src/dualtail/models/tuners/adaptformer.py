@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dualtail.models.blocks import Block
 from dualtail.models.tuners.base import Site, Tuner
 from dualtail.models.tuners.bottleneck import Bottleneck
+from dualtail.schema import Size
 
 
 class ParallelBottleneck(Bottleneck):
@@ -58,7 +59,7 @@ class AdaptFormer(Tuner):
 
     name = "adaptformer"
 
-    def __init__(self, site: Site, *, width: int | None = None) -> None:
+    def __init__(self, site: Site, *, width: Size | None = None) -> None:
         super().__init__(site)
         bottleneck = site.bottleneck(width)
         self.blocks = nn.ModuleDict(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import peft
+from pydantic import Field
 from torch import nn
 
 from dualtail.errors import InputError, check_choice
 from dualtail.models.blocks import Block
 from dualtail.models.tuners.attention import open_attention, split_inputs
 from dualtail.models.tuners.base import Site, Tuner
+from dualtail.schema import Size
 
 TARGETS = ("q", "k", "v", "out", "fc1", "fc2")
+Targets = Annotated[Sequence[Literal["q", "k", "v", "out", "fc1", "fc2"]], Field(min_length=1)]
 _ADAPTER = "default"  # peft's name for the one adapter we inject
 
 
@@ -105,9 +108,9 @@ class Lora(PeftTuner):
         self,
         site: Site,
         *,
-        rank: int | None = None,
+        rank: Size | None = None,
         alpha: float = 1.0,
-        targets: Sequence[str] = ("q", "v"),
+        targets: Targets = ("q", "v"),
         rank_stabilized: bool = False,
     ) -> None:
         config = peft.LoraConfig(
@@ -137,9 +140,9 @@ class LowRankTuner(PeftTuner):
         self,
         site: Site,
         *,
-        rank: int | None = None,
+        rank: Size | None = None,
         alpha: float = 1.0,
-        targets: Sequence[str] = ("q", "v"),
+        targets: Targets = ("q", "v"),
     ) -> None:
         super().__init__(site, self.configure(site.bottleneck(rank), alpha), targets)
 
@@ -191,7 +194,7 @@ class Oft(PeftTuner):
 
     name = "oft"
 
-    def __init__(self, site: Site, *, block_size: int = 32, targets: Sequence[str] = ("q", "v")) -> None:
+    def __init__(self, site: Site, *, block_size: Size = 32, targets: Targets = ("q", "v")) -> None:
         if any(block.width % block_size for block in site.blocks):
             raise InputError(
                 f"block_size {block_size} does not divide the width {site.blocks[0].width}",
@@ -213,6 +216,6 @@ class Ia3(PeftTuner):
 
     name = "ia3"
 
-    def __init__(self, site: Site, *, targets: Sequence[str] = ("k", "v", "fc2")) -> None:
+    def __init__(self, site: Site, *, targets: Targets = ("k", "v", "fc2")) -> None:
         config = peft.IA3Config(feedforward_modules=[])
         super().__init__(site, config, targets)

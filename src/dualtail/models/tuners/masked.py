@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -55,7 +58,7 @@ class Masked(Tuner):
 
     name = "masked"
 
-    def __init__(self, site: Site, *, ratio: float = 0.01) -> None:
+    def __init__(self, site: Site, *, ratio: Annotated[float, Field(gt=0, le=1)] = 0.01) -> None:
         super().__init__(site)
         if not 0 < ratio <= 1:
             raise InputError(f"ratio is {ratio}", fix="give a fraction above 0 and at most 1")

@@ -7,6 +7,7 @@ from torch import nn
 from dualtail.errors import InputError
 from dualtail.models.blocks import Block
 from dualtail.models.tuners.base import BackboneTuner, Site
+from dualtail.schema import PositiveInt
 
 
 class BitFit(BackboneTuner):
@@ -65,7 +66,7 @@ class Partial(BackboneTuner):
 
     name = "partial"
 
-    def __init__(self, site: Site, *, last: int = 1) -> None:
+    def __init__(self, site: Site, *, last: PositiveInt = 1) -> None:
         if not 1 <= last <= len(site.blocks):
             raise InputError(f"last is {last}", fix=f"choose from 1 to {len(site.blocks)} blocks")
         chosen: tuple[Block, ...] = site.blocks[-last:]

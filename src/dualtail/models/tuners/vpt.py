@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from dualtail.errors import InputError
 from dualtail.models.tuners.base import Site, Tuner
+
+Tokens = Annotated[int, Field(gt=0, le=1000)]
 
 
 class Prompt(nn.Module):
@@ -67,7 +70,7 @@ class VptShallow(Tuner):
     families = frozenset({"open_clip_vit", "timm_vit"})
     neutral = False
 
-    def __init__(self, site: Site, *, tokens: int = 10) -> None:
+    def __init__(self, site: Site, *, tokens: Tokens = 10) -> None:
         super().__init__(site)
         _check(site, tokens)
         first, last = site.blocks[0], site.blocks[-1]
@@ -91,7 +94,7 @@ class VptDeep(Tuner):
     families = frozenset({"open_clip_vit", "timm_vit"})
     neutral = False
 
-    def __init__(self, site: Site, *, tokens: int = 10) -> None:
+    def __init__(self, site: Site, *, tokens: Tokens = 10) -> None:
         super().__init__(site)
         _check(site, tokens)
         bound = _bound(site)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dualtail.files import fingerprint, write_json
+from dualtail.files import write_json
 from dualtail.runs.context import RunContext
 from dualtail.runs.evaluation import choose_member_prior
 from dualtail.runs.stages.base import ONCE, Stage
@@ -27,6 +27,10 @@ class AdjustStage(Stage):
         """Return the fingerprint of all logits and priors, and of how they are averaged."""
         return adjust_inputs(self.context)
 
+    def sources(self, unit: str) -> Sequence[str]:
+        """Return the logits."""
+        return [LogitsStage.key(member.name) for member in self.context.run.members]
+
     def outputs(self, unit: str) -> Sequence[Path]:
         """Return P(c)."""
         return [self.context.run.adjusted.weights]
@@ -35,7 +39,8 @@ class AdjustStage(Stage):
         """Choose and write P(c)."""
         run = self.context.run
         names = [member.name for member in run.members]
-        write_json(run.adjusted.weights, {"members": names, **choose_member_prior(run).to_dict()})
+        prior = choose_member_prior(run, self.context.manifest.class_names)
+        write_json(run.adjusted.weights, {"members": names, **prior.to_dict()})
         return self.outputs(unit)
 
 
@@ -44,4 +49,4 @@ def adjust_inputs(context: RunContext) -> str:
     run = context.run
     members = [[member.name, run.records.inputs_of(LogitsStage.key(member.name))] for member in run.members]
     priors = [[plan.name, run.records.inputs_of(PriorStage.key(plan.name))] for plan in run.backbones]
-    return fingerprint(members, priors, context.recipe.adjust.model_dump(mode="json"))
+    return AdjustStage.stamp(members, priors, context.recipe.adjust.model_dump(mode="json"))

@@ -28,14 +28,17 @@ from dualtail.engine.integrated_gradients import (
     attribution_maps,
     map_correlation,
 )
-from dualtail.files import fingerprint, write_json, write_tensors
+from dualtail.files import write_json, write_tensors
 from dualtail.logits.backdoor import backdoor_adjust
 from dualtail.logits.intervals import normal_quantile
 from dualtail.runs.directory import RunDirectory
 from dualtail.runs.evaluation import read_member_prior
 from dualtail.runs.logits_file import ModelKey, RunLogits
-from dualtail.runs.stages.adjust import adjust_inputs
-from dualtail.runs.stages.base import ONCE, Stage
+from dualtail.runs.stages.adjust import AdjustStage, adjust_inputs
+from dualtail.runs.stages.base import MODEL_PACKAGES, ONCE, Stage
+from dualtail.runs.stages.finetune import FinetuneStage
+from dualtail.runs.stages.logits import LogitsStage
+from dualtail.runs.stages.zero_shot import ZeroShotStage
 
 RANDOM_IMAGES = 24
 WEAK_CLASSES, WORST_OF_CLASS = 6, 2
@@ -50,6 +53,7 @@ class AttributionStage(Stage):
     """Maps of what each model looks at, before and after tuning, for the report."""
 
     name, title = "attribution", "attribution"
+    packages = MODEL_PACKAGES
 
     def units(self) -> Sequence[str]:
         """Return the one unit, or none where the recipe wants no maps."""
@@ -57,9 +61,15 @@ class AttributionStage(Stage):
 
     def inputs(self, unit: str) -> str:
         """Return the fingerprint of the models and of which maps are wanted."""
-        wanted = self.context.recipe.evaluate.attribution
+        recipe, wanted = self.context.recipe, self.context.recipe.evaluate.attribution
         assert wanted is not None  # else there is no unit
-        return fingerprint(adjust_inputs(self.context), wanted.model_dump(mode="json"))
+        drawn = [wanted.model_dump(mode="json"), recipe.seed, recipe.evaluate.confidence]
+        return self.stamp(adjust_inputs(self.context), drawn)
+
+    def sources(self, unit: str) -> Sequence[str]:
+        """Return the trained members, their logits and P(c)."""
+        records, stages = self.context.run.records, (ZeroShotStage, FinetuneStage, LogitsStage, AdjustStage)
+        return [key for stage in stages for key in records.of_stage(stage.name)]
 
     def outputs(self, unit: str) -> Sequence[Path]:
         """Return the maps and what they are of."""
@@ -121,7 +131,7 @@ def write_attribution(
         device: where the work is done.
         progress: called with (done, total, text).
     """
-    logits = RunLogits(run, split)
+    logits = RunLogits(run, split, evaluated.class_names)
     scores = backdoor_adjust(logits.of_members, weights=read_member_prior(run))
     rows, chosen = choose_images(scores, logits.labels, images, run.recipe.seed)
     # Logits leave unreadable images out, so their rows are found by name.

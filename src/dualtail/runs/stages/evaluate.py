@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from dualtail.data.manifest import Manifest
-from dualtail.files import fingerprint, write_csv, write_json
+from dualtail.files import write_csv, write_json
 from dualtail.logits.metrics import Evaluation
 from dualtail.runs.directory import RunDirectory
 from dualtail.runs.evaluation import RunEvaluator, describe_p_groups
+from dualtail.runs.features import find_disagreement, find_neighbors
 from dualtail.runs.results import Classes, class_rows, group_counts
-from dualtail.runs.stages.adjust import adjust_inputs
+from dualtail.runs.stages.adjust import AdjustStage, adjust_inputs
 from dualtail.runs.stages.base import ONCE, Stage
+from dualtail.runs.stages.logits import LogitsStage
+from dualtail.runs.stages.prior import PriorStage
+from dualtail.runs.stages.zero_shot import ZeroShotStage
 
 
 class EvaluateStage(Stage):
@@ -26,9 +30,15 @@ class EvaluateStage(Stage):
         return ONCE
 
     def inputs(self, unit: str) -> str:
-        """Return the fingerprint of what the adjustment depends on, and of what is measured."""
-        recipe = self.context.recipe
-        return fingerprint(adjust_inputs(self.context), recipe.evaluate.model_dump(mode="json"), recipe.name)
+        """Return the fingerprint of what the adjustment depends on, of what is measured, and of what is told."""
+        # Crops are those of the logits, and maps are another stage's.
+        measured = self.context.recipe.evaluate.model_dump(mode="json", exclude={"crops", "attribution"})
+        return self.stamp(adjust_inputs(self.context), measured, list(self.context.manifest.notes))
+
+    def sources(self, unit: str) -> Sequence[str]:
+        """Return all logits, the priors and P(c)."""
+        records, stages = self.context.run.records, (ZeroShotStage, PriorStage, LogitsStage, AdjustStage)
+        return [key for stage in stages for key in records.of_stage(stage.name)]
 
     def outputs(self, unit: str) -> Sequence[Path]:
         """Return what every evaluated run has."""
@@ -52,7 +62,9 @@ class EvaluateStage(Stage):
 
 def write_evaluation(run: RunDirectory, manifest: Manifest, split: str) -> list[Path]:
     """Write everything that a run concludes from its logits; return the files."""
-    evaluator = RunEvaluator(run, group_counts(manifest), manifest.counts("train").tolist(), split)
+    evaluator = RunEvaluator(
+        run, manifest.class_names, group_counts(manifest), manifest.counts("train").tolist(), split
+    )
     classes = Classes.of(manifest, split, evaluator.d_groups, evaluator.p_groups)
     adjusted = evaluator.evaluate(evaluator.adjusted_scores)
     written: list[Path] = []
@@ -73,9 +85,9 @@ def write_evaluation(run: RunDirectory, manifest: Manifest, split: str) -> list[
     save(run.adjusted.methods, [method.to_dict() for method in methods])
     save(run.adjusted.subsets, [subset.to_dict() for subset in subsets])
     save(run.adjusted.comparisons, [comparison.to_dict() for comparison in evaluator.comparisons()])
-    save(run.adjusted.disagreement, evaluator.disagreement().to_dict())
+    save(run.adjusted.disagreement, find_disagreement(evaluator).to_dict())
     if "val" in manifest.split_sizes:
-        save(run.adjusted.neighbors, evaluator.neighbors().to_dict())
+        save(run.adjusted.neighbors, find_neighbors(evaluator).to_dict())
     export("methods", [method.to_row() for method in methods])
     export("subsets", [subset.to_row() for subset in subsets])
     export("per_class", class_rows(classes, evaluator.priors, [*models, ("adjusted", adjusted)]))

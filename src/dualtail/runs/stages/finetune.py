@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +12,35 @@ from torch import Tensor, nn
 
 from dualtail.data.loader import Loader, train_loader
 from dualtail.data.transforms import build_augmentation, eval_transform
-from dualtail.engine.checkpoint import CHECKPOINT_NAME, read_header
+from dualtail.engine.checkpoint import read_checkpoint
 from dualtail.engine.inference import member_evaluation
 from dualtail.engine.phases import Phase, finetune_phases
 from dualtail.engine.progress import Progress
 from dualtail.engine.settings import FinetuneSettings
 from dualtail.errors import RecipeError
-from dualtail.files import fingerprint, read_json, write_json
+from dualtail.files import move_file, read_json, reading, write_json
 from dualtail.logits.losses import LOSSES, build_loss
 from dualtail.models.backbone import Backbone
 from dualtail.models.classifier import Classifier, build_classifier
 from dualtail.models.head_init import head_init_needs, head_weight
+from dualtail.models.heads import HEADS
 from dualtail.models.projection import Projection
 from dualtail.models.zero_shot import ZeroShotClassifier
 from dualtail.process_group import ProcessGroup
-from dualtail.runs.context import RunContext
+from dualtail.runs.context import UNREAD_TEXT, RunContext
 from dualtail.runs.evaluation import read_prior
 from dualtail.runs.members import MemberPlan
+from dualtail.runs.observer import Observer
 from dualtail.runs.recipe import Loss, Recipe
-from dualtail.runs.stages.base import Stage
-from dualtail.runs.stages.prior import prior_inputs
+from dualtail.runs.stages.base import MODEL_PACKAGES, Stage
+from dualtail.runs.stages.prior import PriorStage, prior_inputs
 
 
 class FinetuneStage(Stage):
     """Trains the members one after the other, or each in a process of its own."""
 
     name, title = "finetune", "fine-tuning"
+    packages = MODEL_PACKAGES
 
     def __init__(self, context: RunContext) -> None:
         super().__init__(context)
@@ -54,10 +58,25 @@ class FinetuneStage(Stage):
         # Test images, and val where no choice is made on it, may change without another training.
         data = context.data_inputs("train", *(["val"] if tuned.keep == "best" else []))
         settings = tuned.model_dump(mode="json") | {"precision": recipe.runtime.precision}
-        needs_prior = any("pretrain_prior" in LOSSES[loss.name].needs for loss in tuned.losses)
-        prior = prior_inputs(context, member.backbone) if needs_prior else None
+        prior = prior_inputs(context, member.backbone) if self._needs_prior() else None
         seeds = [member.seed, recipe.seed]  # the recipe's draws the head's first weights
-        return fingerprint(data, member.backbone.identity(), seeds, [settings, context.text_inputs()], prior)
+        text = context.text_inputs() if self._reads_text(member) else UNREAD_TEXT
+        return self.stamp(data, member.backbone.identity(), seeds, [settings, text], prior)
+
+    def sources(self, unit: str) -> Sequence[str]:
+        """Return the prior, where a loss takes it."""
+        return [PriorStage.key(self.context.member_plan(unit).backbone.name)] if self._needs_prior() else []
+
+    def _needs_prior(self) -> bool:
+        losses = self.context.recipe.finetune.losses
+        return any("pretrain_prior" in LOSSES[loss.name].needs for loss in losses)
+
+    def _reads_text(self, member: MemberPlan) -> bool:
+        """Whether the head starts from the recipe's prompts, as far as that is known before the backbone is loaded."""
+        head = self.context.recipe.finetune.head
+        if HEADS[head.name].reads_text or not self.context.run.has_text(member.backbone):
+            return False  # such a head makes its own prompts, of class names alone
+        return head.init == "auto" or "text_features" in head_init_needs(head.init)
 
     def outputs(self, unit: str) -> Sequence[Path]:
         """Return the trained classifier and the record of its training."""
@@ -75,12 +94,14 @@ class FinetuneStage(Stage):
     def write(self, unit: str, computed: Any) -> Sequence[Path]:
         """Put the trained classifier and the record of its training in their place."""
         for path in self.outputs(unit):
-            (self.context.run.member(unit).trained / path.name).replace(path)
+            move_file(self.context.run.member(unit).trained / path.name, path)
         return self.outputs(unit)
 
     def seconds(self, unit: str) -> float:
         """Return the time of the training itself, of all its parts where it was interrupted."""
-        return read_json(self.context.run.member(unit).training)["seconds"]
+        training = self.context.run.member(unit).training
+        with reading(training):
+            return float(read_json(training, dict)["seconds"])
 
     def scratch(self, unit: str) -> Sequence[Path]:
         """Return the checkpoints."""
@@ -96,7 +117,8 @@ class FinetuneStage(Stage):
         context, member = self.context, self.context.member_plan(unit)
         files, identity = context.run.member(unit), self.inputs(unit)
         if group.leads:
-            drop_stale_checkpoints(files.checkpoints, identity)
+            for note in drop_stale_checkpoints(files.checkpoints, identity):
+                context.observer.note(note)
         group.wait()
         classifier = self._new_classifier(member, group)
         phases = self._phases(member, classifier, group)
@@ -106,7 +128,7 @@ class FinetuneStage(Stage):
             phases,
             checkpoint_dir=files.checkpoints,
             events_dir=files.events,
-            progress=self._tell,
+            progress=partial(tell_training, context.observer),
             evaluate=self._val_evaluation(classifier, group) if best else None,
             sample_ids=context.train.sample_ids,
             identity=identity,
@@ -214,13 +236,15 @@ class FinetuneStage(Stage):
             group=group,
         )
 
-    def _tell(self, now: Progress) -> None:
-        self.context.observer.progress(
-            now.step,
-            now.steps,
-            f"epoch {now.epoch}/{now.epochs}  loss {now.loss:.3f}  accuracy {100 * now.accuracy:.1f} %  "
-            f"{now.images_per_second:.0f} images/s",
-        )
+
+def tell_training(observer: Observer, now: Progress) -> None:
+    """Say how far a training is."""
+    observer.progress(
+        now.step,
+        now.steps,
+        f"epoch {now.epoch}/{now.epochs}  loss {now.loss:.3f}  accuracy {100 * now.accuracy:.1f} %  "
+        f"{now.images_per_second:.0f} images/s",
+    )
 
 
 def finetune_settings(recipe: Recipe, seed: int) -> FinetuneSettings:
@@ -238,8 +262,17 @@ def automatic_init(backbone: Backbone) -> str:
     return "text" if backbone.has_text and isinstance(backbone.projection, Projection) else "class_mean"
 
 
-def drop_stale_checkpoints(folder: Path, identity: str) -> None:
-    """Delete checkpoints of a training with other inputs, which a changed recipe or changed data leave behind."""
-    for checkpoint in folder.glob(f"*/{CHECKPOINT_NAME}"):
-        if read_header(checkpoint.parent)["identity"] != identity:
-            shutil.rmtree(checkpoint.parent)
+def drop_stale_checkpoints(folder: Path, identity: str) -> list[str]:
+    """Delete checkpoints of a training with other inputs, which a changed recipe or changed data leave behind.
+
+    Returns:
+        A note for each of the others whose newest file is damaged.
+    """
+    notes = []
+    for checkpoint in sorted(path for path in folder.glob("*") if path.is_dir()):
+        kept = read_checkpoint(checkpoint)
+        if kept is not None and kept.header.get("identity") != identity:
+            shutil.rmtree(checkpoint)
+        elif kept is not None and kept.note:
+            notes.append(kept.note)
+    return notes

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dualtail.files import fingerprint
 from dualtail.runs.context import Outputs
 from dualtail.runs.logits_file import write_logits
-from dualtail.runs.stages.base import Stage
+from dualtail.runs.stages.base import MODEL_PACKAGES, Stage
 from dualtail.runs.stages.finetune import FinetuneStage
 
 
@@ -17,6 +16,7 @@ class LogitsStage(Stage):
 
     name, title = "logits", "logits"
     together = True
+    packages = MODEL_PACKAGES
 
     def units(self) -> Sequence[str]:
         """Return the members."""
@@ -26,7 +26,11 @@ class LogitsStage(Stage):
         """Return the fingerprint of the training, the images and how they are seen."""
         context = self.context
         trained = context.run.records.inputs_of(FinetuneStage.key(unit))
-        return fingerprint(trained, context.data_inputs(*context.evaluated), context.recipe.evaluate.crops)
+        return self.stamp(trained, context.data_inputs(*context.evaluated), context.recipe.evaluate.crops)
+
+    def sources(self, unit: str) -> Sequence[str]:
+        """Return the training."""
+        return [FinetuneStage.key(unit)]
 
     def outputs(self, unit: str) -> Sequence[Path]:
         """Return the logits."""
@@ -40,5 +44,6 @@ class LogitsStage(Stage):
 
     def write(self, unit: str, computed: Outputs) -> Sequence[Path]:
         """Write a member's logits."""
-        write_logits(self.context.run.member(unit).logits, computed[unit])
+        path, names = self.context.run.member(unit).logits, self.context.manifest.class_names
+        write_logits(path, computed[unit], names)
         return self.outputs(unit)

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from dualtail.files import fingerprint, write_json
+from dualtail.files import write_json
 from dualtail.logits.prior import LabelPrior, estimate_label_prior
 from dualtail.runs.context import RunContext
 from dualtail.runs.logits_file import LogitsFile
 from dualtail.runs.members import BackbonePlan
 from dualtail.runs.stages.base import Stage
-from dualtail.runs.stages.zero_shot import PRIOR_SAMPLE, zero_shot_inputs
+from dualtail.runs.stages.zero_shot import PRIOR_SAMPLE, ZeroShotStage, zero_shot_inputs
 
 _FLAT = 0.05  # range of a log prior that is shrunk to nothing
 
@@ -33,6 +33,10 @@ class PriorStage(Stage):
         """Return the fingerprint of the zero-shot logits that the prior is read off, and of how."""
         return prior_inputs(self.context, self.context.backbone_plan(unit))
 
+    def sources(self, unit: str) -> Sequence[str]:
+        """Return the zero-shot logits."""
+        return [ZeroShotStage.key(unit)]
+
     def outputs(self, unit: str) -> Sequence[Path]:
         """Return the prior."""
         return [self.context.run.backbone(unit).prior]
@@ -50,8 +54,10 @@ class PriorStage(Stage):
 
     def _estimate(self, unit: str) -> LabelPrior:
         options = self.context.recipe.prior
-        file = LogitsFile(self.context.run.backbone(unit).zero_shot, _sample(self.context))
-        counts = torch.bincount(file.labels, minlength=self.context.manifest.num_classes)
+        run, manifest = self.context.run, self.context.manifest
+        zero_shot = run.verified(run.backbone(unit).zero_shot)
+        file = LogitsFile(zero_shot, _sample(self.context), manifest.class_names)
+        counts = torch.bincount(file.labels, minlength=manifest.num_classes)
         # Half a sample for every class, where one has none: its share of the samples is then small, not zero.
         smoothed = {"zero": "smooth", "smoothing": 0.5} if bool((counts == 0).any()) else {}
         return estimate_label_prior(
@@ -66,9 +72,10 @@ class PriorStage(Stage):
 def prior_inputs(context: RunContext, plan: BackbonePlan) -> str:
     """Return what the prior of a backbone depends on."""
     # Its own images alone: test images may change without another prior, and so without another training.
-    return fingerprint(
-        zero_shot_inputs(context, plan, [_sample(context)]), context.recipe.prior.model_dump(mode="json")
-    )
+    options = context.recipe.prior.model_dump(mode="json")
+    if _sample(context) == "val":
+        options["per_class"] = None  # of train alone
+    return PriorStage.stamp(zero_shot_inputs(context, plan, [_sample(context)]), options)
 
 
 def _sample(context: RunContext) -> str:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dualtail.data.manifest import Manifest
-from dualtail.files import fingerprint, write_json
+from dualtail.files import write_json
 from dualtail.models.backbone import Backbone
 from dualtail.runs.context import Outputs, RunContext
 from dualtail.runs.dataset import prior_sample
 from dualtail.runs.logits_file import write_logits
 from dualtail.runs.members import BackbonePlan
-from dualtail.runs.stages.base import Stage
+from dualtail.runs.stages.base import MODEL_PACKAGES, Stage
 
 PRIOR_SAMPLE = "prior"
 """Name of the set of training images that a prior may be estimated from."""
@@ -29,6 +29,7 @@ class ZeroShotStage(Stage):
     """Zero-shot logits of every backbone; of one without text tower only what it is."""
 
     name, title = "zero_shot", "zero-shot"
+    packages = MODEL_PACKAGES
     together = True
 
     def units(self) -> Sequence[str]:
@@ -63,7 +64,7 @@ class ZeroShotStage(Stage):
                 f"{unit} has no text tower: no zero-shot logits, hence no pre-training prior of its own"
             )
             return [files.info]
-        write_logits(files.zero_shot, computed.outputs[unit])
+        write_logits(files.zero_shot, computed.outputs[unit], self.context.manifest.class_names)
         return [files.info, files.zero_shot]
 
     @cached_property
@@ -79,9 +80,11 @@ def zero_shot_inputs(context: RunContext, plan: BackbonePlan, sets: Sequence[str
     """Return what the zero-shot logits of a backbone on some sets of images depend on."""
     recipe = context.recipe
     data = context.data_inputs(*("train" if name == PRIOR_SAMPLE else name for name in sets))
-    drawn = [recipe.prior.per_class, recipe.seed] if PRIOR_SAMPLE in sets else None
+    some = recipe.prior.per_class
+    # The seed draws nothing where all images are taken; 0 stands for none.
+    drawn = [some, recipe.seed if some is not None else 0] if PRIOR_SAMPLE in sets else None
     seen = [recipe.evaluate.crops, recipe.runtime.precision]
-    return fingerprint(data, plan.identity(), context.text_inputs(), list(sets), drawn, seen)
+    return ZeroShotStage.stamp(data, plan.identity(), context.text_inputs(), list(sets), drawn, seen)
 
 
 def describe_backbone(plan: BackbonePlan, backbone: Backbone) -> dict[str, Any]:
