@@ -97,6 +97,16 @@ def printable(text: object, *, keep: str = "") -> str:
     )
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an exception says; the name of its type where it says nothing.
+
+    Example:
+        >>> first_line(ValueError("no such layer\\nat line 3")), first_line(TimeoutError())
+        ('no such layer', 'TimeoutError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def shown(value: object, length: int = 100) -> str:
     """Return a value for a message: on one line, printable and short, whatever it is.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from dualtail.errors import InputError
+from dualtail.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -163,6 +163,6 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"cannot be used: {reason}", where=f"device {device}", fix="use 'auto'") from None
     return chosen

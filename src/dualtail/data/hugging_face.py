@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from dualtail.data.manifest import Manifest, read_class_names
 from dualtail.data.unpacking import Packed, file_digests, matching, unpack
-from dualtail.errors import DataError
+from dualtail.errors import DataError, first_line
 from dualtail.files import inside, refuse_irregular
 
 
@@ -83,7 +83,7 @@ def _fetch(dataset: str, revision: str, config: str, root: Path) -> None:
         )
     # The hub's client raises errors of several libraries: for the network, the name, the licence, the disk.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise DataError(
             f"cannot fetch the data set {dataset!r} from the hub: {reason}",
             fix="offline, put its Parquet files into the root and leave `dataset` out",

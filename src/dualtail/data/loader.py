@@ -22,7 +22,7 @@ from dualtail.data.images import decode_image
 from dualtail.data.manifest import Manifest
 from dualtail.data.samplers import SAMPLINGS, epoch_order
 from dualtail.data.transforms import Transform
-from dualtail.errors import DataError, DualtailError, FileError, InputError, check_choice
+from dualtail.errors import DataError, DualtailError, FileError, InputError, check_choice, first_line
 from dualtail.files import file_error
 from dualtail.process_group import ProcessGroup
 
@@ -435,7 +435,7 @@ def eval_loader(
 
 
 def _dead_workers(error: BaseException) -> DataError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     return DataError(f"processes that read images died ({reason})", fix=_FEWER)
 
 

@@ -16,7 +16,7 @@ from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
-from dualtail.errors import BackboneError, nearest_fix
+from dualtail.errors import BackboneError, first_line, nearest_fix
 from dualtail.files import read_text
 from dualtail.models.activation import replace_quick_gelu
 from dualtail.models.attention import replace_attention
@@ -178,7 +178,7 @@ def _fetch(name: str, pretrained: dict[str, Any]) -> Path:
     try:
         return Path(open_clip.download_pretrained(pretrained))
     except Exception as error:  # whatever the URL handler or the checksum raised
-        raise unreachable(name, str(pretrained.get("url")), str(error).splitlines()[0]) from error
+        raise unreachable(name, str(pretrained.get("url")), first_line(error)) from error
 
 
 def _safe_twin(filename: str) -> str:
@@ -212,7 +212,7 @@ def _construct(name: str, source: _Source) -> nn.Module:
     except BackboneError:
         raise
     except OSError as error:  # transformers looks for the text tower's config on the hub
-        raise unreachable(name, "the text tower's configuration", str(error).splitlines()[0]) from error
+        raise unreachable(name, "the text tower's configuration", first_line(error)) from error
     except (TypeError, KeyError, ValueError, RuntimeError, AssertionError) as error:
         raise BackboneError(
             f"open_clip cannot build it ({type(error).__name__}: {error})",
@@ -308,4 +308,4 @@ def _tokenizer(name: str, source: _Source) -> Any:
     except BackboneError:
         raise
     except Exception as error:  # transformers and the hub client raise many kinds
-        raise unreachable(name, "the tokenizer's files", str(error).splitlines()[0]) from error
+        raise unreachable(name, "the tokenizer's files", first_line(error)) from error

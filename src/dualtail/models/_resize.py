@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualtail.errors import BackboneError
+from dualtail.errors import BackboneError, first_line
 from dualtail.models.parts import Parts
 from dualtail.models.projection import AttentionPoolFeature
 
@@ -48,7 +48,7 @@ def _resize_timm(name: str, model: Any, size: int) -> None:
     try:
         model.set_input_size(img_size=(size, size))
     except (AssertionError, ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise BackboneError(
             f"cannot take images of {size} pixels ({reason})",
             where=name,

@@ -11,7 +11,7 @@ from timm.data import resolve_model_data_config
 from timm.models import Beit, Eva, VisionTransformer, VisionTransformerRelPos, get_pretrained_cfg
 from torch import Tensor, nn
 
-from dualtail.errors import BackboneError, nearest_fix
+from dualtail.errors import BackboneError, first_line, nearest_fix
 from dualtail.models.activation import replace_quick_gelu
 from dualtail.models.blocks import blocks_of
 from dualtail.models.parts import RANDOM, Parts, image_spec, quiet, seeded
@@ -123,7 +123,7 @@ def _with_weights(name: str, rest: str, weights: str | None) -> nn.Module:
     try:
         return _create(rest, pretrained=True, num_classes=config.num_classes)
     except Exception as error:  # whatever the URL handler raised
-        raise unreachable(name, str(config.url), str(error).splitlines()[0]) from error
+        raise unreachable(name, str(config.url), first_line(error)) from error
 
 
 def _create(rest: str, **options: Any) -> nn.Module:

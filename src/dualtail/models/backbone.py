@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualtail.errors import BackboneError, DualtailError, nearest_fix
+from dualtail.errors import BackboneError, DualtailError, first_line, nearest_fix
 from dualtail.models import _open_clip, _timm
 from dualtail.models._resize import resize_input
 from dualtail.models.blocks import Block, blocks_of
@@ -292,7 +292,7 @@ def load_backbone(
     except DualtailError:
         raise
     except _IMPOSSIBLE as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise BackboneError(
             f"cannot be built ({reason})", where=name, fix="check its name and its files"
         ) from error
@@ -323,7 +323,7 @@ def _check_input(backbone: Backbone) -> None:
         with torch.no_grad():
             backbone.features(torch.zeros(1, 3, size, size, device=backbone.device))
     except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise BackboneError(
             f"cannot take images of {size} pixels ({reason})",
             where=backbone.name,

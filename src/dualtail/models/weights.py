@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dualtail.errors import BackboneError
+from dualtail.errors import BackboneError, first_line
 
 # Containers that training scripts put around a state dict, outermost first.
 _CONTAINERS = ("state_dict", "model")
@@ -170,7 +170,7 @@ def hub_file(repository: str, filenames: Iterable[str], *, where: str, revision:
             except huggingface_hub.errors.EntryNotFoundError:
                 reason = f"the hub has no {' or '.join(names)}"
             except Exception as error:  # the client's own errors and those of either HTTP library beneath it
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
     raise unreachable(where, f"{names[0]} of {repository}", reason or "nothing to download")
 
 
